@@ -36,10 +36,12 @@ fmt: setup
 bench: setup
 	@$(BIN)/python -m tests.benchmarks
 
-# No registry's address is written: only names, versions and hashes.
+# No registry's address is written: only names, versions and hashes. The image's lock is the runtime's part of the first.
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-header -q
 lock:
-	@uv pip compile pyproject.toml --extra local --extra dev --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header -q -o requirements.lock
+	@$(LOCK) --extra local --extra dev -o requirements.lock
+	@$(LOCK) -c requirements.lock -o requirements-runtime.lock
 
 clean:
 	@rm -rf $(VENV) build

@@ -166,18 +166,13 @@ def _fault(tree: Any, loc: tuple[int | str, ...], message: str, kind: str) -> tu
     for part in loc:
         if part == "[key]":
             continue
-        if isinstance(node, dict) and part not in node and kind != "missing":
+        if _holds(node, part):
+            line = node.lc.data[part][0] + 1
+            node = node[part]
+        elif kind != "missing" or part in _UNION_MEMBERS:
             continue  # the name of a union's member, which the file does not have
         field.append(str(part))
-        if isinstance(node, dict) and part in node:
-            line = node.lc.data[part][0] + 1
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            line = node.lc.data[part][0] + 1
-            node = node[part]
     if kind == "missing":
-        # A union's member name may stand before the missing field.
-        field = [f for f in field if f not in ("openai_http", "llama_cpp", "instant")]
         message = "is required"
     elif kind == "extra_forbidden":
         message = "is not a known field"
@@ -185,3 +180,12 @@ def _fault(tree: Any, loc: tuple[int | str, ...], message: str, kind: str) -> tu
         message = message.removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
     return line, ".".join(field) or "(file)", message
+
+
+_UNION_MEMBERS = ("openai_http", "llama_cpp", "instant")
+
+
+def _holds(node: Any, part: int | str) -> bool:
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)

@@ -84,7 +84,13 @@ class EngineBusyError(RetryableError):
 
 
 class EngineDownError(RetryableError):
+    """`sent` is False when the request never reached the engine."""
+
     kind = "engine_down"
+
+    def __init__(self, message: str, *, status: int | None = None, sent: bool = True) -> None:
+        super().__init__(message, status=status)
+        self.sent = sent
 
 
 class EngineTimeoutError(RetryableError):

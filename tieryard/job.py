@@ -27,6 +27,9 @@ class State(StrEnum):
 FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
 """Nobody moves a job out of these. final ⇔ finished_at is set (a CHECK in the schema)."""
 
+WAITING = frozenset({State.QUEUED, State.ROUTED})
+"""A nudge on its way, or lost, stands for each of these."""
+
 
 class Mover(StrEnum):
     """Who moves a job: the file in `workers/` that does it, or the caller's request."""

@@ -83,7 +83,9 @@ class JobCreate(BaseModel):
         default="auto",
         description="`auto` routes; `class:small|medium|large` restricts to a size class; a deployment's name pins.",
     )
-    category: str | None = Field(default=None, description="What is asked for, when you know better than the classifier.")
+    category: str | None = Field(
+        default=None, description="What is asked for, when you know better than the classifier."
+    )
     max_tokens: int = Field(default=256, ge=1, le=1_000_000, description="Most tokens to generate.")
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)

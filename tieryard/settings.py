@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     webhook_secret: SecretStr | None = Field(
         default=None, description="`whsec_…`, signs callbacks. Without it jobs with a callback_url are refused."
     )
+    cache_dir: Path = Field(
+        default_factory=lambda: Path.home() / ".cache" / "tieryard", description="Converted tokenizers are kept here."
+    )
     webhook_allow_private: bool = Field(
         default=False, description="Deliver callbacks to private and loopback addresses (development only)."
     )
@@ -46,7 +49,7 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Reads the environment. Raises UserError that names every variable missing or wrong."""
     try:
-        return Settings()  # type: ignore[call-arg]  # the fields come from the environment
+        return Settings()
     except ValidationError as error:
         wrong = "; ".join(
             f"TIERYARD_{'_'.join(map(str, e['loc'])).upper()}: {e['msg'].lower()}" for e in error.errors()

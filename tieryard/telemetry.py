@@ -15,6 +15,7 @@ class Event(StrEnum):
 
     PROCESS_STARTED = "process.started"
     PROCESS_STOPPED = "process.stopped"
+    PROCESS_FAILED = "process.failed"
     BATCH_EXPANDED = "batch.expanded"
     BATCH_RELEASED = "batch.released"
     BATCH_FINISHED = "batch.finished"
@@ -22,6 +23,7 @@ class Event(StrEnum):
     JOBS_CLAIMED = "jobs.claimed"
     JOB_RETRIED = "job.retried"
     FLUSH_BISECTED = "flush.bisected"
+    WRITER_FAILED = "writer.failed"
     STORE_AWAY = "store.away"
     BROKER_AWAY = "broker.away"
     ENGINE_READY = "engine.ready"
@@ -55,7 +57,9 @@ def configure(*, json: bool = True, level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
+    )
 
 
 def logger(**context: object) -> FilteringBoundLogger:

@@ -13,20 +13,20 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of content. `tokens` is the server's running count of completion tokens, where it gives one."""
-
-    text: str
-    tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens as the server counted them. `cached_tokens` of the prompt came from its prefix cache."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of content. `usage` is the server's running count, where it gives one."""
+
+    text: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Recording:
 
     started: float = field(default_factory=time.monotonic)
     pieces: list[str] = field(default_factory=list)
-    tokens: int | None = None
+    running: Usage | None = None
     ttft_ms: float | None = None
     latency_ms: float | None = None
     done: Done | None = None
@@ -84,8 +84,8 @@ class Recording:
         if event.text and self.ttft_ms is None:
             self.ttft_ms = now_ms
         self.pieces.append(event.text)
-        if event.tokens is not None:
-            self.tokens = event.tokens
+        if event.usage is not None:
+            self.running = event.usage
 
     def stop(self) -> None:
         """Marks the end of a request that was aborted or failed."""
@@ -97,11 +97,11 @@ class Recording:
         return "".join(self.pieces)
 
     @property
-    def completion_tokens(self) -> int:
-        """The server's count: final if it came, else its running one, else a token a delta."""
+    def usage(self) -> Usage:
+        """The server's count: final if it came, else its running one, else a token a delta and no prompt."""
         if self.done is not None:
-            return self.done.usage.completion_tokens
-        return self.tokens if self.tokens is not None else sum(1 for p in self.pieces if p)
+            return self.done.usage
+        return self.running or Usage(0, sum(1 for p in self.pieces if p))
 
 
 async def record(engine: Engine, body: dict[str, Any], recording: Recording) -> None:

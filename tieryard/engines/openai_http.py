@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
@@ -28,6 +31,9 @@ _RUNNING_USAGE: dict[str, dict[str, Any]] = {
     "llama_cpp": {"stream_options": {"include_usage": True}, "timings_per_token": True},
     "openai": {"stream_options": {"include_usage": True}},
 }
+# llama.cpp closes the connection after each stream and does not say so; a request sent on it again would be lost.
+_HEADERS: dict[str, dict[str, str]] = {"llama_cpp": {"connection": "close"}}
+_KEEPALIVE_S = 4.0  # below uvicorn's 5 s, or the server may close a connection just as a request goes out on it
 
 
 class OpenAIHttpEngine:
@@ -46,7 +52,7 @@ class OpenAIHttpEngine:
         self.url = url.rstrip("/")
         self._model = model
         self._options = _RUNNING_USAGE[server]
-        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._headers = _HEADERS.get(server, {}) | ({"authorization": f"Bearer {key}"} if key else {})
         self._connections = connections
         self._timeout = httpx.Timeout(connect=5.0, read=read_timeout_s, write=30.0, pool=None)
         self._client: httpx.AsyncClient | None = None
@@ -74,17 +80,18 @@ class OpenAIHttpEngine:
     async def stream(self, body: dict[str, Any]) -> Stream:
         request = {"model": self._model, **body, **self._options, "stream": True, "n": 1}
         finish_reason, usage, fingerprint = None, None, None
-        async with self._open(request) as response:
-            async for chunk in _events(response):
+        async with self._open(request) as response, contextlib.aclosing(_events(response)) as chunks:
+            async for chunk in chunks:
                 if error := chunk.get("error"):
-                    raise _translate(chunk, int(error.get("code") or 500) if isinstance(error, dict) else 500)
+                    raise _translate(chunk, _status(error))
                 fingerprint = chunk.get("system_fingerprint") or fingerprint
-                usage = _usage(chunk) or usage
+                running = _usage(chunk)
+                usage = running if chunk.get("usage") else usage
                 for choice in chunk.get("choices") or ():
                     finish_reason = choice.get("finish_reason") or finish_reason
                     text = (choice.get("delta") or {}).get("content")
                     if text:
-                        yield Delta(text, _running_count(chunk))
+                        yield Delta(text, running)
         if usage is None or finish_reason is None:
             raise EngineDownError("the stream ended without a finish reason and usage")
         yield Done(finish_reason, usage, fingerprint)
@@ -92,9 +99,11 @@ class OpenAIHttpEngine:
     def _http(self) -> httpx.AsyncClient:
         """Made on first use: aiohttp's connector wants a running loop."""
         if self._client is None:
-            limits = httpx.Limits(max_connections=self._connections, keepalive_expiry=30)
+            limits = httpx.Limits(max_connections=self._connections, keepalive_expiry=_KEEPALIVE_S)
             transport = AiohttpTransport(limits=limits, trust_env=False)
-            self._client = httpx.AsyncClient(transport=transport, headers=self._headers, timeout=self._timeout, trust_env=False)
+            self._client = httpx.AsyncClient(
+                transport=transport, headers=self._headers, timeout=self._timeout, trust_env=False
+            )
         return self._client
 
     @contextlib.asynccontextmanager
@@ -110,44 +119,72 @@ class OpenAIHttpEngine:
                 if response.status_code != 200:
                     raise _translate(_json(await response.aread()), response.status_code, response.headers)
                 yield response
-        except httpx.TimeoutException as error:
-            raise EngineTimeoutError(f"{type(error).__name__} from {self.url}") from error
-        except (httpx.TransportError, aiohttp.ClientError, OSError) as error:
-            raise EngineDownError(f"{type(error).__name__} from {self.url}: {error}") from error
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            # httpx-aiohttp calls every refused or lost connection a ConnectTimeout; aiohttp's own error knows better.
+            real = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
+            late = isinstance(real, httpx.TimeoutException | TimeoutError)
+            message = f"{type(real).__name__} from {self.url}: {real}"
+            if late:
+                raise EngineTimeoutError(message) from error
+            raise EngineDownError(message, sent=not isinstance(real, aiohttp.ClientConnectorError)) from error
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON objects of a server-sent event stream, up to `[DONE]`."""
-    async for line in response.aiter_lines():
-        if not line.startswith("data:"):
-            continue
-        data = line[5:].strip()
-        if data == "[DONE]":
-            return
-        try:
-            yield orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise EngineDownError(f"the stream broke off in the middle of an event: {error}") from error
+    async with contextlib.aclosing(_lines(response)) as lines:
+        async for line in lines:
+            if not line.startswith(b"data:"):
+                continue
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                await _finish(lines)
+                return
+            try:
+                chunk = orjson.loads(data)
+            except orjson.JSONDecodeError as error:
+                raise EngineDownError(f"the stream broke off in the middle of an event: {error}") from error
+            if not isinstance(chunk, dict):
+                raise EngineDownError("the stream held an event that is no object")
+            yield chunk
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """The body's lines. httpx's `aiter_lines` also splits at U+2028 and its like, which JSON strings may hold."""
+    rest = b""
+    try:
+        async for part in response.aiter_bytes():
+            *lines, rest = (rest + part).split(b"\n")
+            for line in lines:
+                yield line
+    except RuntimeError as error:  # aiohttp's, when the engine was closed under its streams
+        raise EngineDownError(f"the stream broke off: {error}") from error
+    if rest:
+        yield rest
+
+
+async def _finish(lines: AsyncIterator[bytes]) -> None:
+    """Reads to the body's end, which follows `[DONE]` at once: only then is the connection used again."""
+    with contextlib.suppress(httpx.HTTPError, OSError, EngineDownError):
+        async with asyncio.timeout(0.1):
+            async for _ in lines:
+                pass
 
 
 def _usage(chunk: dict[str, Any]) -> Usage | None:
+    """The chunk's usage; llama.cpp gives its running count as `timings`."""
     found = chunk.get("usage")
     if not found:
-        return None
+        timings = chunk.get("timings")
+        if not timings:
+            return None
+        cached = int(timings.get("cache_n") or 0)
+        return Usage(cached + int(timings.get("prompt_n") or 0), int(timings.get("predicted_n") or 0), cached)
     details = found.get("prompt_tokens_details") or {}
     return Usage(
         int(found.get("prompt_tokens") or 0),
         int(found.get("completion_tokens") or 0),
         int(details.get("cached_tokens") or 0),
     )
-
-
-def _running_count(chunk: dict[str, Any]) -> int | None:
-    if usage := chunk.get("usage"):
-        return int(usage.get("completion_tokens") or 0)
-    if timings := chunk.get("timings"):
-        return int(timings.get("predicted_n") or 0)
-    return None
 
 
 def _json(body: bytes) -> dict[str, Any]:
@@ -158,19 +195,42 @@ def _json(body: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _status(error: Any) -> int:
+    """The HTTP status that an error event stands for. Some servers write it as `code`, some only a word."""
+    code, kind = (error.get("code") or "", error.get("type") or "") if isinstance(error, dict) else ("", "")
+    if str(code).isdecimal():
+        return int(code)
+    if "rate_limit" in f"{code} {kind}":
+        return 429
+    return 400 if "invalid_request" in f"{code} {kind}" or "context_length" in f"{code}" else 500
+
+
+def _retry_after_s(headers: httpx.Headers | None) -> float | None:
+    """Seconds from a Retry-After header, which holds a number or a date; None when it holds neither."""
+    wait = headers.get("retry-after", "") if headers else ""
+    try:
+        seconds = float(wait)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(wait) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):  # no date, or one without a zone
+            return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
 def _translate(body: dict[str, Any], status: int, headers: httpx.Headers | None = None) -> EngineError:
     """The one place where a server's refusal becomes ours. Servers word it differently; all give a status."""
     error = body.get("error")
     detail = error if isinstance(error, dict) else body
     message = str(detail.get("message") or error or f"HTTP {status}")[:500]
-    kind = f"{detail.get('type') or ''} {detail.get('code') or ''} {message}".lower()
+    kind = f"{detail.get('type') or ''} {detail.get('code') or ''}".lower()  # never the message: it quotes the caller
     if status in (429, 503) or "overloaded" in kind:
-        wait = headers.get("retry-after", "") if headers else ""
-        return EngineBusyError(message, status=status, retry_after_s=float(wait) if wait.isdigit() else None)
+        return EngineBusyError(message, status=status, retry_after_s=_retry_after_s(headers))
     if status == 408:
         return EngineTimeoutError(message, status=status)
     if status >= 500:
         return EngineDownError(message, status=status)
-    if "context" in kind and ("length" in kind or "size" in kind):
+    words = f"{kind} {message.lower()}"
+    if ("context" in words and ("length" in words or "size" in words)) or "maximum model length" in words:
         return ContextLengthError(message, status=status)
     return BadRequestError(message, status=status)

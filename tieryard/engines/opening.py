@@ -23,6 +23,4 @@ def open_engine(deployment: Deployment, *, key: str | None = None) -> Engine:
         )
     if isinstance(spec, InstantSpec):
         return InstantEngine(delay_ms=spec.delay_ms)
-    return LlamaCppEngine(
-        spec.weights, slots=spec.slots, context=deployment.context_limit, threads=spec.threads
-    )
+    return LlamaCppEngine(spec.weights, slots=spec.slots, context=deployment.context_limit, threads=spec.threads)

@@ -1,0 +1,55 @@
+"""`/healthz`: this process answers. `/readyz`: the fleet can take a job and finish it."""
+
+from __future__ import annotations
+
+import redis
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from api.state import StateDep
+from tieryard.errors import StoreError
+from tieryard.store import migrate, reads
+
+router = APIRouter()
+
+_NEEDED = ("expand", "classify", "callback", "beat")
+
+
+class Health(BaseModel):
+    status: str = "ok"
+
+
+class Readiness(BaseModel):
+    """What a job needs on its way: each check is `ok`, or says what is wrong."""
+
+    ready: bool
+    checks: dict[str, str]
+
+
+@router.get("/healthz")
+def healthz() -> Health:
+    """This process answers."""
+    return Health()
+
+
+@router.get("/readyz", responses={503: {"model": Readiness}})
+def readyz(state: StateDep, response: Response) -> Readiness:
+    """Postgres at this version, Redis, a worker of each kind, and every deployment serving."""
+    checks: dict[str, str] = {}
+    try:
+        checks["postgres"] = "ok" if migrate.is_current(state.store) else "schema is not current: tieryard migrate"
+        kinds = {row[1] for row in reads.live_workers(state.store)}
+        checks |= {kind: "ok" if kind in kinds else "no live worker" for kind in _NEEDED}
+    except StoreError as error:
+        checks["postgres"] = str(error)[:200]
+    try:
+        gauges, _ = state.metrics.read(state.catalog)
+        checks["redis"] = "ok"
+        for name in state.catalog.deployments:
+            serving = gauges.get(name, {}).get("capacity", 0) > 0
+            checks[f"deployment {name}"] = "ok" if serving else "no replica is serving"
+    except redis.RedisError as error:
+        checks["redis"] = f"{type(error).__name__}: {error}"[:200]
+    ready = all(value == "ok" for value in checks.values())
+    response.status_code = 200 if ready else 503
+    return Readiness(ready=ready, checks=checks)

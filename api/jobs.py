@@ -1,0 +1,209 @@
+"""Receives jobs over REST: one, or a list of them. Validates, saves and commits; a single job is published at once.
+A list becomes a batch, whose lines are saved as they came.
+Next: a single job is at `workers/classify.py`, a list at `workers/expand.py`."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import AnyHttpUrl, TypeAdapter, ValidationError
+
+from api.shapes import BatchPublic, ErrorPublic, JobPage, JobPublic, StoryPublic
+from api.state import State, StateDep, TenantDep
+from tieryard.errors import RequestError
+from tieryard.ids import internal, public
+from tieryard.job import State as JobState
+from tieryard.queues import EXPAND, BrokerError, parcels_to_classify
+from tieryard.requests import Duration, parse_job
+from tieryard.store import batches, jobs, reads
+from tieryard.store.batches import NewBatch
+from tieryard.store.jobs import NewJob
+
+router = APIRouter(prefix="/v1", responses={c: {"model": ErrorPublic} for c in (400, 401, 404, 413, 422, 503)})
+
+_NDJSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "One job, a JSON list of jobs, or one job a line as `application/x-ndjson`.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/JobCreate"},
+                        {"type": "array", "items": {"$ref": "#/components/schemas/JobCreate"}, "minItems": 1},
+                    ]
+                },
+                "examples": {
+                    "one": {
+                        "summary": "A single job",
+                        "value": {"prompt": "Extract the city: 'I live in Oslo.'", "tier": "interactive"},
+                    },
+                    "list": {
+                        "summary": "A list becomes a batch",
+                        "value": [{"prompt": "Say hi."}, {"prompt": "Say bye.", "custom_id": "b"}],
+                    },
+                },
+            },
+            "application/x-ndjson": {
+                "schema": {"type": "string"},
+                "example": '{"prompt": "Say hi."}\n{"prompt": "Say bye."}\n',
+            },
+        },
+    }
+}
+
+
+@router.post("/jobs", status_code=201, openapi_extra=_BODY, response_model=JobPublic | BatchPublic)
+async def create_jobs(
+    request: Request,
+    state: StateDep,
+    tenant_id: TenantDep,
+    tier: Annotated[str | None, Query(description="Tier of every job that names none.")] = None,
+    completion_window: Annotated[str | None, Query(description="Window of a list, such as `24h`.")] = None,
+    callback_url: Annotated[str | None, Query(description="Told when a list is finished.")] = None,
+) -> JobPublic | BatchPublic:
+    """Accepts one job, or a list that becomes a batch. Nothing is saved unless all of it is valid."""
+    body = await request.body()
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in _NDJSON:
+        lines = [line for line in body.split(b"\n") if line.strip()]
+    elif body.lstrip()[:1] == b"[":
+        lines = _split_list(body)
+    else:
+        return await run_in_threadpool(_create_one, state, tenant_id, body, tier)
+    options = _list_options(completion_window, callback_url)
+    batch_id = await run_in_threadpool(_create_list, state, tenant_id, lines, tier, options)
+    row = await run_in_threadpool(reads.get_batch, state.store, batch_id, tenant_id=tenant_id)
+    return BatchPublic.of(row)
+
+
+@router.get("/jobs")
+def list_jobs(
+    state: StateDep,
+    tenant_id: TenantDep,
+    job_state: Annotated[JobState | None, Query(alias="state")] = None,
+    tier: str | None = None,
+    deployment: str | None = None,
+    batch: str | None = None,
+    after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> JobPage:
+    """Your jobs: a batch's in input order, otherwise newest first."""
+    wanted = reads.JobFilter(
+        state=job_state, tier=tier, deployment=deployment, batch_id=internal("batch", batch) if batch else None
+    )
+    after_id = internal("job", after) if after else None
+    rows = reads.list_jobs(state.store, tenant_id=tenant_id, wanted=wanted, after=after_id, limit=limit + 1)
+    page = rows[:limit]
+    more = len(rows) > limit
+    return JobPage(data=[JobPublic.of(r) for r in page], next=public("job", page[-1].job.id) if more else None)
+
+
+@router.get("/jobs/{job_id}")
+def get_job(state: StateDep, tenant_id: TenantDep, job_id: str) -> JobPublic:
+    """One job, with its result when it is final."""
+    return JobPublic.of(reads.get_job(state.store, internal("job", job_id), tenant_id=tenant_id))
+
+
+@router.get("/jobs/{job_id}/story")
+def get_story(state: StateDep, tenant_id: TenantDep, job_id: str) -> StoryPublic:
+    """Everything that is kept of a job: each decision with every candidate, each start, all money."""
+    return StoryPublic.of(reads.get_story(state.store, internal("job", job_id), tenant_id=tenant_id))
+
+
+@router.post("/jobs/{job_id}/cancel")
+def cancel_job(state: StateDep, tenant_id: TenantDep, job_id: str) -> JobPublic:
+    """Cancels a job: at once while it waits; a running one stops within a second and bills what it used."""
+    number = internal("job", job_id)
+    jobs.cancel(state.store, [number], tenant_id=tenant_id)
+    return JobPublic.of(reads.get_job(state.store, number, tenant_id=tenant_id))
+
+
+@router.get("/batches/{batch_id}")
+def get_batch(state: StateDep, tenant_id: TenantDep, batch_id: str) -> BatchPublic:
+    """A batch: how far it is, and what it has cost."""
+    return BatchPublic.of(reads.get_batch(state.store, internal("batch", batch_id), tenant_id=tenant_id))
+
+
+def _create_one(state: State, tenant_id: int, body: bytes, tier: str | None) -> JobPublic:
+    wanted = parse_job(body)
+    state.admission.check(wanted, callbacks=state.signs_callbacks)
+    chosen = state.admission.tier_of(wanted, tier)
+    deadline = datetime.now(tz=UTC) + state.catalog.due_in(chosen, wanted.completion_window)
+    new = NewJob(tenant_id, chosen, _text(body), deadline, wants_callback=wanted.callback_url is not None)
+    job_id, created_at = jobs.save_job(state.store, new, patience_s=2 * state.settings.window_s)
+    # The job is committed. If this nudge is lost, rescue sends another.
+    with contextlib.suppress(BrokerError):
+        state.publisher.publish(parcels_to_classify(chosen, deadline.timestamp(), [job_id]))
+    return JobPublic(
+        id=public("job", job_id),
+        state=JobState.QUEUED,
+        tier=chosen,
+        custom_id=wanted.custom_id,
+        metadata=wanted.metadata,
+        created_at=created_at,
+        deadline=deadline,
+    )
+
+
+def _create_list(state: State, tenant_id: int, lines: list[bytes], tier: str | None, options: dict[str, Any]) -> int:
+    """All or nothing: the first bad line refuses the list, by its number."""
+    if not lines:
+        raise RequestError("expected at least one job")
+    if len(lines) > state.settings.max_list_jobs:
+        raise RequestError(f"{len(lines)} jobs; a list may have {state.settings.max_list_jobs}")
+    shared: str | None = None
+    for number, line in enumerate(lines, start=1):
+        wanted = parse_job(line, line=number)
+        state.admission.check(wanted, callbacks=state.signs_callbacks, line=number)
+        own = state.admission.tier_of(wanted, tier)
+        shared = shared or own
+        if own != shared:
+            raise RequestError(f"a list has one tier; this is '{own}', line 1 is '{shared}'", param="tier", line=number)
+        if wanted.completion_window is not None:
+            raise RequestError("give a list's window in the query", param="completion_window", line=number)
+    assert shared is not None
+    deadline = datetime.now(tz=UTC) + state.catalog.due_in(shared, options["window"])
+    if options["callback_url"] is not None and not state.signs_callbacks:
+        raise RequestError("callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET", param="callback_url")
+    new = NewBatch(tenant_id, shared, [_text(line) for line in lines], deadline, callback_url=options["callback_url"])
+    batch_id = batches.save_batch(state.store, new)
+    with contextlib.suppress(BrokerError):
+        state.publisher.nudge(EXPAND)
+    return batch_id
+
+
+def _split_list(body: bytes) -> list[bytes]:
+    """A JSON list's members, each as JSON again."""
+    try:
+        members = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"not valid JSON: {error}") from None
+    return [orjson.dumps(member) for member in members]
+
+
+def _text(body: bytes) -> str:
+    """The caller's JSON as it is stored. A NUL cannot be, and JSON has no use for a raw one."""
+    return body.decode("utf-8").strip()
+
+
+_window = TypeAdapter(Duration)
+_url: TypeAdapter[AnyHttpUrl | None] = TypeAdapter(AnyHttpUrl | None)
+
+
+def _list_options(window: str | None, callback_url: str | None) -> dict[str, Any]:
+    try:
+        param = "completion_window"
+        parsed = _window.validate_python(window) if window is not None else None
+        param = "callback_url"
+        url = _url.validate_python(callback_url)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RequestError(message[:1].lower() + message[1:], param=param) from None
+    return {"window": parsed, "callback_url": str(url) if url else None}

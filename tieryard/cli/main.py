@@ -1,0 +1,41 @@
+"""The commands, one file each; errors end them with one line and a code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from tieryard import __version__
+from tieryard.cli import config, doctor, jobs, keys, submit, up
+from tieryard.errors import TieryardError, UserError
+
+cli = typer.Typer(
+    help="A marshalling yard for LLM work.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cli.command()(up.up)
+cli.command()(submit.submit)
+cli.command()(doctor.doctor)
+cli.command()(up.migrate)
+cli.add_typer(jobs.cli, name="jobs")
+cli.add_typer(config.cli, name="config")
+cli.add_typer(keys.cli, name="keys")
+
+
+@cli.command()
+def version() -> None:
+    """Prints the version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 failed, 2 the caller can mend it."""
+    try:
+        cli()
+    except TieryardError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"tieryard: {error}", style="red", markup=False)
+        sys.exit(2 if isinstance(error, UserError) else 1)

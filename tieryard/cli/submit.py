@@ -1,0 +1,139 @@
+"""`tieryard submit FILE.jsonl`: a batch from a file, watched to its end, with a table of how it went."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections import defaultdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
+from tieryard.errors import UserError
+
+_FINAL = ("succeeded", "failed", "cancelled", "expired")
+
+
+def submit(
+    file: Annotated[Path, typer.Argument(help="One job a line, as JSON.")],
+    tier: Annotated[str, typer.Option(help="Tier of jobs that name none.")] = "batch",
+    wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end and print a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="With --wait: write each job's result here, a line each.")] = None,
+    summary: Annotated[Path | None, typer.Option(help="With --wait: write the table's figures here, as JSON.")] = None,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """Submits a file of jobs as one batch."""
+    if not wait and (out or summary):
+        raise UserError("--out and --summary need --wait")
+    try:
+        body = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    client = Client(url)
+    headers = {"content-type": "application/x-ndjson"}
+    batch = client.post("/v1/jobs", content=body, headers=headers, params={"tier": tier})
+    if not wait:
+        typer.echo(batch["id"])
+        return
+    console = Console(stderr=True)
+    batch = _watch(client, batch, console)
+    jobs = client.jobs(batch["id"])
+    figures = summarize(batch, jobs)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs), encoding="utf-8")
+    if summary is not None:
+        summary.parent.mkdir(parents=True, exist_ok=True)
+        summary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    Console().print(_table(figures))
+    if figures["failed"]:
+        _explain_failures(jobs, console)
+        raise typer.Exit(1)
+
+
+def _watch(client: Client, batch: dict[str, Any], console: Console) -> dict[str, Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task(batch["id"], total=batch["total"])
+        while batch["finished_at"] is None:
+            time.sleep(0.5)
+            batch = client.get(f"/v1/batches/{batch['id']}")
+            progress.update(bar, completed=sum(batch["counts"].get(state, 0) for state in _FINAL))
+    return batch
+
+
+def summarize(batch: dict[str, Any], jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The batch's figures: counts, money (exact, as strings), and percentiles per deployment in milliseconds."""
+    by_deployment: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for job in jobs:
+        if job["timings"] is not None:
+            by_deployment[job["deployment"]].append(job)
+    return {
+        "batch": batch["id"],
+        "jobs": len(jobs),
+        "succeeded": sum(job["state"] == "succeeded" for job in jobs),
+        "failed": sum(job["state"] != "succeeded" for job in jobs),
+        "cost_usd": _plain(Decimal(batch["cost_usd"])),
+        "sum_of_job_costs_usd": _plain(_total(jobs)),
+        "deployments": {name: _figures(members) for name, members in sorted(by_deployment.items())},
+    }
+
+
+def _figures(jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "jobs": len(jobs),
+        "tokens": sum(j["usage"]["prompt_tokens"] + j["usage"]["completion_tokens"] for j in jobs),
+        "ttft_ms": _percentiles([j["timings"]["ttft_ms"] for j in jobs]),
+        "latency_ms": _percentiles([j["timings"]["latency_ms"] for j in jobs]),
+        "cost_usd": _plain(_total(jobs)),
+    }
+
+
+def _total(jobs: list[dict[str, Any]]) -> Decimal:
+    return sum((Decimal(job["cost_usd"]) for job in jobs if job["cost_usd"] is not None), Decimal(0))
+
+
+def _plain(money: Decimal) -> str:
+    """Without exponent or trailing zeros, so that equal amounts are equal strings."""
+    return f"{money.normalize():f}"
+
+
+def _percentiles(values: list[float | None]) -> dict[str, float | None]:
+    """p50 and p95, inclusive; None when nothing was measured."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return {"p50": None, "p95": None}
+    if len(known) == 1:
+        return {"p50": round(known[0], 1), "p95": round(known[0], 1)}
+    cuts = statistics.quantiles(known, n=100, method="inclusive")
+    return {"p50": round(cuts[49], 1), "p95": round(cuts[94], 1)}
+
+
+def _table(figures: dict[str, Any]) -> Table:
+    table = Table(title=f"{figures['batch']}: {figures['succeeded']} of {figures['jobs']} succeeded")
+    table.add_column("deployment")
+    for column in ("jobs", "tokens", "TTFT p50 ms", "p95", "latency p50 ms", "p95", "cost USD"):
+        table.add_column(column, justify="right")
+    for name, d in figures["deployments"].items():
+        times = [d[kind][p] for kind in ("ttft_ms", "latency_ms") for p in ("p50", "p95")]
+        cells = ["–" if t is None else f"{t:,.0f}" for t in times]
+        table.add_row(name, f"{d['jobs']:,}", f"{d['tokens']:,}", *cells, d["cost_usd"])
+    table.add_section()
+    table.add_row("all", f"{figures['jobs']:,}", "", "", "", "", "", figures["cost_usd"])
+    return table
+
+
+def _explain_failures(jobs: list[dict[str, Any]], console: Console) -> None:
+    failed = [job for job in jobs if job["state"] != "succeeded"]
+    for job in failed[:10]:
+        why = job["error"]["message"] if job["error"] else job["state"]
+        console.print(f"{job['id']} ({job['custom_id'] or 'no custom_id'}): {job['state']}: {why}", markup=False)
+    if len(failed) > 10:
+        console.print(f"… and {len(failed) - 10} more")

@@ -1,0 +1,157 @@
+"""The queues, declared with kombu, and the messages on them: Redis moves, it does not remember.
+
+Every message is a parcel: runs of job ids with their tier and due time. Losing one loses a nudge, not a job.
+Celery's stock workers consume them; nothing here is acknowledged late, stored as a result, or given an ETA.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu import Exchange, Queue
+from kombu.exceptions import OperationalError
+
+from tieryard.catalog import REALTIME, Catalog
+from tieryard.errors import TieryardError
+from tieryard.ids import Run, cut, to_runs
+
+EXPAND = "expand"
+"""Nudges for the expander: a batch waits. No ids are needed, it looks."""
+
+CALLBACKS = "callbacks"
+"""Nudges for the callback worker: something is owed."""
+
+_DEFAULT_EXCHANGE = Exchange("")  # routes by queue name, so a flushed Redis has no bindings to lose
+
+
+class BrokerError(TieryardError):
+    """Redis is away. What was to be published is saved, and rescue publishes it later."""
+
+
+def tier_queue(tier: str) -> str:
+    return f"tier.{tier}"
+
+
+def model_queue(deployment: str) -> str:
+    return f"model.{deployment}"
+
+
+def parcel_size(tier: str) -> int:
+    """Jobs a message: one where waiting for others would cost more than it saves."""
+    return 1 if tier == REALTIME else 64
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Jobs of one tier on their way to one queue. `due` (epoch seconds) orders them among other parcels."""
+
+    queue: str
+    task: str
+    tier: str
+    due: float
+    runs: list[Run]
+
+    def arguments(self) -> list[Any]:
+        return [self.tier, self.due, self.runs]
+
+
+def parcels_to_classify(tier: str, due: float, ids: Iterable[int]) -> list[Parcel]:
+    return [Parcel(tier_queue(tier), "classify", tier, due, p) for p in cut(to_runs(ids), parcel_size(tier))]
+
+
+def parcels_to_infer(deployment: str, tier: str, due: float, ids: Iterable[int]) -> list[Parcel]:
+    return [Parcel(model_queue(deployment), "infer", tier, due, p) for p in cut(to_runs(ids), parcel_size(tier))]
+
+
+def all_queues(catalog: Catalog) -> list[str]:
+    """Every queue of this catalog, tiers most urgent first (as the catalog lists them)."""
+    return [
+        *(tier_queue(tier) for tier in catalog.tiers),
+        *(model_queue(name) for name in catalog.deployments),
+        EXPAND,
+        CALLBACKS,
+    ]
+
+
+def declare(name: str) -> Queue:
+    return Queue(name, _DEFAULT_EXCHANGE, routing_key=name)
+
+
+def make_celery(redis_url: str, *, consume: Iterable[str] = ()) -> Celery:
+    """A Celery application with the house's settings, consuming these queues in order of urgency."""
+    app = Celery("tieryard", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        task_queues=[declare(name) for name in consume],
+        task_default_exchange="",  # Celery puts this in place of a queue's own nameless exchange
+        task_create_missing_queues=False,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_serializer="json",
+        accept_content=["json"],
+        result_backend=None,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_limit=4,
+        beat_scheduler="celery.beat:Scheduler",
+        broker_transport_options={
+            "queue_order_strategy": "priority",
+            "socket_timeout": 15,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "retry_on_timeout": True,
+            "polling_interval": 1,
+        },
+    )
+    return app
+
+
+class Publisher:
+    """Puts parcels and nudges on queues. Safe to share between threads: connections come from Celery's pool."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def publish(self, parcels: Iterable[Parcel]) -> int:
+        """Sends parcels, many a round trip: how many. Raises BrokerError."""
+        return self._send((p.queue, p.task, p.arguments()) for p in parcels)
+
+    def nudge(self, queue: str) -> None:
+        """Tells a worker that looks for itself that there is something to find. Raises BrokerError."""
+        self._send([(queue, queue, [])])
+
+    def _send(self, messages: Iterable[tuple[str, str, list[Any]]]) -> int:
+        waiting = iter(messages)
+        first = next(waiting, None)
+        if first is None:
+            return 0
+        sent = 0
+        try:
+            with self._app.producer_pool.acquire(block=True) as producer, producer.batch(200):
+                for queue, task, arguments in itertools.chain([first], waiting):
+                    message = self._app.amqp.as_task_v2(
+                        str(uuid.uuid4()), task, arguments, {}, argsrepr="…", kwargsrepr="", ignore_result=True
+                    )
+                    producer.publish(
+                        message.body,
+                        exchange="",
+                        routing_key=queue,
+                        serializer="json",
+                        headers=message.headers,
+                        **message.properties,
+                    )
+                    sent += 1
+        except (OperationalError, ConnectionError, OSError) as error:
+            raise BrokerError(f"Redis is away: {error}") from error
+        return sent

@@ -1,0 +1,114 @@
+"""What the router knows when it decides: a frozen value that is stored, so a decision can be explained later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Self
+
+import orjson
+
+from tieryard.catalog import Catalog, SizeClass
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A deployment's measurements on one category. Rates are tokens a second; None was never measured."""
+
+    samples: int
+    timestamp: float
+    ttft_ms: float | None = None
+    throughput_tps: float | None = None
+    cost_per_1k: float | None = None
+    error_rate: float | None = None
+    quality_score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A deployment as the router sees it. `live` is whether a replica has been heard of in the last seconds."""
+
+    name: str
+    size_class: SizeClass
+    context_limit: int
+    tokenizer: str
+    capabilities: frozenset[str]
+    input_usd_per_1m: Decimal
+    output_usd_per_1m: Decimal
+    quality: float
+    live: bool = False
+    capacity: int = 0
+    in_flight: int = 0
+    backlog: int = 0
+    profiles: dict[str, Profile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All candidates, with the hash of the catalog they come from."""
+
+    catalog: str
+    candidates: tuple[Candidate, ...]
+
+    @classmethod
+    def of(
+        cls,
+        catalog: Catalog,
+        *,
+        gauges: dict[str, dict[str, int]] | None = None,
+        profiles: dict[str, dict[str, Profile]] | None = None,
+    ) -> Self:
+        """The catalog with what is measured of each deployment: summed gauges, and profiles by category."""
+        gauges, profiles = gauges or {}, profiles or {}
+        return cls(
+            catalog.hash(),
+            tuple(
+                Candidate(
+                    name=name,
+                    size_class=d.size_class,
+                    context_limit=d.context_limit,
+                    tokenizer=d.tokenizer,
+                    capabilities=frozenset(d.capabilities),
+                    input_usd_per_1m=d.price.input_usd_per_1m,
+                    output_usd_per_1m=d.price.output_usd_per_1m,
+                    quality=d.quality,
+                    live=name in gauges,
+                    capacity=gauges.get(name, {}).get("capacity", 0),
+                    in_flight=gauges.get(name, {}).get("in_flight", 0),
+                    backlog=gauges.get(name, {}).get("backlog", 0),
+                    profiles=profiles.get(name, {}),
+                )
+                for name, d in catalog.deployments.items()
+            ),
+        )
+
+    def to_json(self) -> bytes:
+        """The same snapshot gives the same bytes."""
+        return orjson.dumps(self, default=_plain, option=orjson.OPT_SORT_KEYS)
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        return cls(
+            body["catalog"],
+            tuple(
+                Candidate(
+                    **{
+                        **c,
+                        "size_class": SizeClass(c["size_class"]),
+                        "capabilities": frozenset(c["capabilities"]),
+                        "input_usd_per_1m": Decimal(c["input_usd_per_1m"]),
+                        "output_usd_per_1m": Decimal(c["output_usd_per_1m"]),
+                        "profiles": {k: Profile(**p) for k, p in c["profiles"].items()},
+                    }
+                )
+                for c in body["candidates"]
+            ),
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, frozenset):
+        return sorted(value)
+    raise TypeError(type(value).__name__)

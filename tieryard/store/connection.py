@@ -1,0 +1,98 @@
+"""One pool of connections, for the written statements (psycopg) and for ordinary reads (SQLModel)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import psycopg
+import sqlalchemy
+from psycopg.rows import TupleRow
+from sqlmodel import Session
+
+from tieryard.errors import StoreError
+from tieryard.ids import Run
+
+Connection = psycopg.Connection[TupleRow]
+
+_BLOCK = 64
+
+
+class Store:
+    """The database of one fleet. Connects on first use; safe to share between threads."""
+
+    def __init__(self, url: str, *, pool_size: int = 4, overflow: int = 16) -> None:
+        _, _, rest = url.partition("://")
+        self.url = f"postgresql://{rest}"
+        self.engine = sqlalchemy.create_engine(
+            f"postgresql+psycopg://{rest}",
+            pool_size=pool_size,
+            max_overflow=overflow,
+            pool_pre_ping=True,
+            # A cached generic plan made while a table was empty would scan it for ever after.
+            connect_args={
+                "options": "-c plan_cache_mode=force_custom_plan -c timezone=UTC",
+                "connect_timeout": 5,
+            },
+        )
+        self._block: Run = (0, 0)
+        self._block_lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A psycopg connection in a transaction: commits at the end, rolls back on an exception.
+
+        Raises StoreError when Postgres is away; errors of a statement stay psycopg's.
+        """
+        try:
+            pooled = self.engine.raw_connection()
+        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
+            raise StoreError(f"Postgres is away: {error}") from error
+        try:
+            yield cast("Connection", pooled.driver_connection)
+            pooled.commit()
+        except psycopg.OperationalError as error:
+            pooled.invalidate()
+            raise StoreError(f"Postgres went away: {error}") from error
+        except BaseException:
+            pooled.rollback()
+            raise
+        finally:
+            pooled.close()
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Session]:
+        """An SQLModel session for ordinary reads and small writes; commits at the end."""
+        try:
+            with Session(self.engine) as session, session.begin():
+                yield session
+        except sqlalchemy.exc.OperationalError as error:
+            raise StoreError(f"Postgres is away: {error}") from error
+
+    def fetch(self, statement: str, parameters: dict[str, Any] | None = None) -> list[TupleRow]:
+        """One statement in a transaction of its own."""
+        with self.transaction() as connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def reserve_ids(self, n: int) -> int:
+        """The first of `n` contiguous ids that nobody else will get."""
+        rows = self.fetch(
+            "INSERT INTO id_counter (name, next) VALUES ('id', 1 + %(n)s) "
+            "ON CONFLICT (name) DO UPDATE SET next = id_counter.next + %(n)s RETURNING next - %(n)s",
+            {"n": n},
+        )
+        return int(rows[0][0])
+
+    def next_id(self) -> int:
+        """One id, from a block that this process has reserved."""
+        with self._block_lock:
+            first, left = self._block
+            if left == 0:
+                first, left = self.reserve_ids(_BLOCK), _BLOCK
+            self._block = (first + 1, left - 1)
+            return first
+
+    def close(self) -> None:
+        self.engine.dispose()

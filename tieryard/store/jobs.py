@@ -1,0 +1,241 @@
+"""A job from acceptance to the engine: save, load a parcel, route it, claim it.
+
+Each is one statement over a whole parcel. `job` is always reached by primary key; the state it must be in
+comes from `tieryard.job.sources`, so a nudge that comes twice, late or never finds nothing wrong to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+
+from tieryard.job import MAX_WORKER_DEATHS, Mover, State, sources
+from tieryard.store.connection import Connection, Store
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A single job as accepted. `body` is the caller's JSON."""
+
+    tenant_id: int
+    tier: str
+    body: str
+    deadline: datetime
+    wants_callback: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A queued job with its request, for the classifier."""
+
+    id: int
+    fence: int
+    batch_id: int | None
+    tier: str
+    deadline: datetime
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A decision to save. `deployment` None refuses the job for `reason`."""
+
+    job_id: int
+    fence: int
+    deployment: str | None
+    category: str
+    reason: str
+    features: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that this worker, and nobody else, may run: under `fence`. `waited_ms` is since acceptance."""
+
+    id: int
+    fence: int
+    batch_id: int | None
+    tier: str
+    category: str | None
+    worker_deaths: int
+    attempts: int
+    waited_ms: float
+    claimed_at: datetime
+    body: str
+
+
+# A single job and its request, together; nudge_at is when rescue would publish it again.
+_SAVE = """
+WITH request AS (INSERT INTO line (source_id, line_no, body) VALUES (%(id)s, 1, %(body)s))
+INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, deadline, wants_callback, nudge_at)
+VALUES (%(id)s, %(tenant)s, %(id)s, 1, %(tier)s, 'queued', %(deadline)s, %(callback)s,
+        now() + %(patience)s * interval '1 second')
+RETURNING created_at
+"""
+
+# One SELECT a parcel: two index lookups a job.
+_LOAD = """
+SELECT job.id, job.fence, job.batch_id, job.tier, job.deadline, line.body
+FROM job JOIN line USING (source_id, line_no)
+WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s)
+  AND (job.not_before IS NULL OR job.not_before <= now())
+ORDER BY job.id
+"""
+
+# One UPDATE a parcel, HOT: none of the columns set is indexed. Decisions come from the rows it moved.
+_ROUTE = """
+WITH choice AS (
+    SELECT * FROM unnest(%(ids)s::bigint[], %(fences)s::int[], %(deployments)s::text[], %(categories)s::text[],
+                         %(reasons)s::text[], %(features)s::jsonb[])
+        AS c (job_id, fence, deployment, category, reason, features)
+), moved AS (
+    UPDATE job SET state = 'routed', deployment = choice.deployment, category = choice.category,
+                   nudge_at = now() + %(patience)s * interval '1 second'
+    FROM choice
+    WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from)s)
+      AND choice.deployment IS NOT NULL
+    RETURNING job.id
+), refused AS (
+    UPDATE job SET state = 'failed', finished_at = now(), category = choice.category
+    FROM choice
+    WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from_refused)s)
+      AND choice.deployment IS NULL
+    RETURNING job.id, job.tenant_id, job.wants_callback, job.source_id, job.line_no
+), why AS (
+    INSERT INTO result (job_id, error_kind, error)
+    SELECT refused.id, 'no_deployment', choice.reason FROM refused JOIN choice ON choice.job_id = refused.id
+), owed AS (
+    INSERT INTO outbox (tenant_id, event, subject_id, url)
+    SELECT refused.tenant_id, 'job.failed', refused.id, line.body::jsonb ->> 'callback_url'
+    FROM refused JOIN line USING (source_id, line_no) WHERE refused.wants_callback
+), kept AS (
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
+    SELECT choice.job_id, choice.fence, %(snapshot)s, choice.deployment, choice.reason, choice.features
+    FROM choice WHERE choice.job_id IN (SELECT id FROM moved UNION ALL SELECT id FROM refused)
+    ON CONFLICT (job_id, fence) DO UPDATE SET snapshot_id = excluded.snapshot_id, reason = excluded.reason,
+        deployment = excluded.deployment, features = excluded.features, decided_at = now()
+)
+SELECT id FROM moved
+"""
+
+# The claim: HOT, by primary key, and only while this worker is believed alive. The fence goes up by one.
+_CLAIM = """
+UPDATE job SET state = 'running', worker_id = %(worker)s, fence = job.fence + 1, claimed_at = now()
+FROM line
+WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s) AND job.deployment = %(deployment)s
+  AND (job.not_before IS NULL OR job.not_before <= now())
+  AND line.source_id = job.source_id AND line.line_no = job.line_no
+  AND EXISTS (SELECT FROM worker WHERE id = %(worker)s AND stopped_at IS NULL)
+RETURNING job.id, job.fence, job.batch_id, job.tier, job.category, job.worker_deaths, job.attempts,
+          extract(epoch FROM now() - job.created_at) * 1000, job.claimed_at, line.body
+"""
+
+# A caller's cancel: what waits is final at once; what runs is asked to stop, and its worker posts the bill.
+_CANCEL = """
+WITH waiting AS (
+    UPDATE job SET state = 'cancelled', finished_at = now()
+    WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s AND state = ANY(%(from)s)
+    RETURNING id, tenant_id, wants_callback, source_id, line_no
+), asked AS (
+    UPDATE job SET stop_requested = 'cancelled'
+    WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s AND state = 'running' AND stop_requested IS NULL
+    RETURNING id
+), why AS (
+    INSERT INTO result (job_id, error_kind, error) SELECT id, 'cancelled', 'cancelled before it started' FROM waiting
+), owed AS (
+    INSERT INTO outbox (tenant_id, event, subject_id, url)
+    SELECT waiting.tenant_id, 'job.cancelled', waiting.id, line.body::jsonb ->> 'callback_url'
+    FROM waiting JOIN line USING (source_id, line_no) WHERE wants_callback
+)
+SELECT (SELECT count(*) FROM waiting), (SELECT count(*) FROM asked)
+"""
+
+
+def save_job(store: Store, job: NewJob, *, patience_s: float) -> tuple[int, datetime]:
+    """Saves one job and its request: (id, accepted at). Committed when this returns."""
+    job_id = store.next_id()
+    rows = store.fetch(
+        _SAVE,
+        {
+            "id": job_id,
+            "tenant": job.tenant_id,
+            "tier": job.tier,
+            "body": job.body,
+            "deadline": job.deadline,
+            "callback": job.wants_callback,
+            "patience": patience_s,
+        },
+    )
+    return job_id, rows[0][0]
+
+
+def load_parcel(connection: Connection, ids: list[int]) -> list[Waiting]:
+    """Those of `ids` that still wait to be routed."""
+    rows = connection.execute(_LOAD, {"ids": ids, "from": sources(State.ROUTED, Mover.CLASSIFY)})
+    return [Waiting(*row) for row in rows]
+
+
+def save_decisions(connection: Connection, decisions: list[Routed], *, snapshot_id: int, patience_s: float) -> set[int]:
+    """Moves queued jobs to routed (or failed, where no deployment fits): the ids now routed."""
+    rows = connection.execute(
+        _ROUTE,
+        {
+            "ids": [d.job_id for d in decisions],
+            "fences": [d.fence for d in decisions],
+            "deployments": [d.deployment for d in decisions],
+            "categories": [d.category for d in decisions],
+            "reasons": [d.reason for d in decisions],
+            "features": [orjson.dumps(d.features).decode() for d in decisions],
+            "snapshot": snapshot_id,
+            "patience": patience_s,
+            "from": sources(State.ROUTED, Mover.CLASSIFY),
+            "from_refused": sources(State.FAILED, Mover.CLASSIFY),
+        },
+    )
+    return {row[0] for row in rows}
+
+
+def save_snapshot(connection: Connection, body: bytes) -> int:
+    """Stores what the router knows (JSON): its id."""
+    row = connection.execute(
+        "INSERT INTO routing_snapshot (body) VALUES (%s::jsonb) RETURNING id", [body.decode()]
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def claim(connection: Connection, ids: list[int], *, worker_id: int, deployment: str) -> list[Claimed]:
+    """Those of `ids` that this worker now runs; an empty list when they went elsewhere or it is not alive."""
+    rows = connection.execute(
+        _CLAIM,
+        {
+            "ids": ids,
+            "worker": worker_id,
+            "deployment": deployment,
+            "from": sources(State.RUNNING, Mover.INFER),
+        },
+    )
+    return [Claimed(*row) for row in rows]
+
+
+def starts_alone(job: Claimed) -> bool:
+    """Whether one more worker death would be this job's last: then nothing else may be at risk beside it."""
+    return job.worker_deaths >= MAX_WORKER_DEATHS - 1
+
+
+def cancel(store: Store, ids: list[int], *, tenant_id: int) -> tuple[int, int]:
+    """(how many are cancelled, how many are running and were asked to stop)."""
+    rows = store.fetch(_CANCEL, {"ids": ids, "tenant": tenant_id, "from": sources(State.CANCELLED, Mover.CALLER)})
+    return rows[0][0], rows[0][1]
+
+
+def stops_requested(store: Store, ids: list[int]) -> dict[int, str]:
+    """Of these running jobs, those that should stop, and as what: `cancelled` or `expired`."""
+    rows = store.fetch(
+        "SELECT id, stop_requested FROM job WHERE id = ANY(%(ids)s) AND stop_requested IS NOT NULL",
+        {"ids": ids},
+    )
+    return {row[0]: row[1] for row in rows}

@@ -1,0 +1,175 @@
+"""What callers see: jobs, batches, and a job's whole story. Ordinary reads, with SQLModel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from tieryard.errors import NotFoundError
+from tieryard.ids import public
+from tieryard.job import State
+from tieryard.store.connection import Store
+from tieryard.store.schema import Batch, Decision, Job, Ledger, Line, Result, RoutingSnapshot, Timing
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """A job with its request, its last start and its cost so far."""
+
+    job: Job
+    body: str
+    result: Result | None
+    timing: Timing | None
+    cost_usd: Decimal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Everything that is kept of a job."""
+
+    row: JobRow
+    decisions: list[tuple[Decision, dict[str, Any]]]
+    starts: list[Timing]
+    money: list[Ledger]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A batch and how far it is. `states` counts its jobs that exist; `cost_usd` sums their ledger rows."""
+
+    batch: Batch
+    states: dict[str, int]
+    cost_usd: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    state: str | None = None
+    tier: str | None = None
+    deployment: str | None = None
+    batch_id: int | None = None
+
+
+def list_jobs(store: Store, *, tenant_id: int, wanted: JobFilter, after: int | None, limit: int) -> list[JobRow]:
+    """A page of jobs: a batch's in input order, else newest first. `after` is the last id of the page before."""
+    statement = select(Job).where(Job.tenant_id == tenant_id).limit(limit)
+    for name in ("state", "tier", "deployment"):
+        if (value := getattr(wanted, name)) is not None:
+            statement = statement.where(getattr(Job, name) == value)
+    with store.session() as session:
+        if wanted.batch_id is not None:
+            batch = _batch(session, wanted.batch_id, tenant_id)
+            last = batch.first_job_id + batch.total - 1
+            first = batch.first_job_id if after is None else after + 1
+            statement = statement.where(col(Job.id).between(first, last)).order_by(col(Job.id))
+        else:
+            if after is not None:
+                statement = statement.where(col(Job.id) < after)
+            statement = statement.order_by(col(Job.id).desc())
+        return _with_details(session, list(session.exec(statement)))
+
+
+def get_job(store: Store, job_id: int, *, tenant_id: int) -> JobRow:
+    """One job. Raises NotFoundError, also for another tenant's."""
+    with store.session() as session:
+        return _with_details(session, [_job(session, job_id, tenant_id)])[0]
+
+
+def get_story(store: Store, job_id: int, *, tenant_id: int) -> Story:
+    with store.session() as session:
+        [row] = _with_details(session, [_job(session, job_id, tenant_id)])
+        decisions = session.exec(
+            select(Decision, RoutingSnapshot.body)
+            .join(RoutingSnapshot, col(RoutingSnapshot.id) == col(Decision.snapshot_id))
+            .where(Decision.job_id == job_id)
+            .order_by(col(Decision.fence))
+        )
+        starts = session.exec(select(Timing).where(Timing.job_id == job_id).order_by(col(Timing.fence)))
+        money = session.exec(select(Ledger).where(Ledger.job_id == job_id).order_by(col(Ledger.fence)))
+        story = Story(row, [(d, dict(body)) for d, body in decisions], list(starts), list(money))
+        session.expunge_all()
+        return story
+
+
+def get_batch(store: Store, batch_id: int, *, tenant_id: int) -> BatchRow:
+    """One batch with live counts. Raises NotFoundError, also for another tenant's."""
+    with store.session() as session:
+        batch = _batch(session, batch_id, tenant_id)
+        first, last = batch.first_job_id, batch.first_job_id + batch.total - 1
+        counted = session.exec(
+            select(Job.state, func.count()).where(col(Job.id).between(first, last)).group_by(col(Job.state))
+        )
+        states = {str(state): 0 for state in State} | dict(counted.all())
+        cost = session.exec(
+            select(func.coalesce(func.sum(Ledger.cost_usd), 0)).where(col(Ledger.job_id).between(first, last))
+        ).one()
+        session.expunge_all()
+        return BatchRow(batch, states, Decimal(cost))
+
+
+def recent_jobs_by_state(store: Store) -> dict[str, int]:
+    """Unfinished jobs by state, for `doctor`."""
+    rows = store.fetch("SELECT state, count(*) FROM job WHERE finished_at IS NULL GROUP BY state")
+    return {row[0]: row[1] for row in rows}
+
+
+def live_workers(store: Store) -> list[tuple[int, str, str | None, str, int, datetime]]:
+    """(id, kind, deployment, host, pid, lease until) of every worker whose lease holds."""
+    return store.fetch(
+        "SELECT id, kind, deployment, host, pid, lease_until FROM worker "
+        "WHERE stopped_at IS NULL AND lease_until > now() ORDER BY kind, deployment, id"
+    )
+
+
+def _job(session: Session, job_id: int, tenant_id: int) -> Job:
+    job = session.exec(select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)).first()
+    if job is None:
+        raise NotFoundError(f"no job '{public('job', job_id)}'", param="job")
+    return job
+
+
+def _batch(session: Session, batch_id: int, tenant_id: int) -> Batch:
+    batch = session.exec(select(Batch).where(Batch.id == batch_id, Batch.tenant_id == tenant_id)).first()
+    if batch is None:
+        raise NotFoundError(f"no batch '{public('batch', batch_id)}'", param="batch")
+    return batch
+
+
+def _with_details(session: Session, jobs: list[Job]) -> list[JobRow]:
+    """Four statements for the page, whatever its length."""
+    ids = [job.id for job in jobs]
+    bodies = {
+        (line.source_id, line.line_no): line.body
+        for line in session.exec(
+            select(Line)
+            .join(Job, (col(Job.source_id) == col(Line.source_id)) & (col(Job.line_no) == col(Line.line_no)))
+            .where(col(Job.id).in_(ids))
+        )
+    }
+    results = {r.job_id: r for r in session.exec(select(Result).where(col(Result.job_id).in_(ids)))}
+    timings = {
+        t.job_id: t for t in session.exec(select(Timing).where(col(Timing.job_id).in_(ids)).order_by(col(Timing.fence)))
+    }
+    costs = dict(
+        session.exec(
+            select(Ledger.job_id, func.sum(Ledger.cost_usd))
+            .where(col(Ledger.job_id).in_(ids))
+            .group_by(col(Ledger.job_id))
+        ).all()
+    )
+    session.expunge_all()
+    return [
+        JobRow(
+            job,
+            bodies[job.source_id, job.line_no],
+            results.get(job.id),
+            timings.get(job.id),
+            costs.get(job.id),
+        )
+        for job in jobs
+    ]

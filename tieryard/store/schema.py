@@ -1,0 +1,269 @@
+"""The tables, declared with SQLModel. Migrations in `migrations/` make them; a test holds the two equal.
+
+Shape follows the write path. `job` is narrow, with room left on each page (fillfactor 40), and the columns
+that change (state, fence, worker, deployment) are in no index and no index predicate: so classify and claim
+are HOT updates that touch one page and no index. Request bodies live in `line` and answers in `result`.
+The hot tables carry no foreign keys: each would lock and look up a parent row per insert, and every row is
+written by one statement that has just seen its parent.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlmodel import Field, SQLModel
+
+from tieryard.job import FINAL, State
+
+_FINAL_SQL = ", ".join(f"'{state}'" for state in sorted(FINAL))
+_STATES_SQL = ", ".join(f"'{state}'" for state in State)
+
+
+def _time(*, nullable: bool = False, now: bool = False) -> Any:
+    return Column(DateTime(timezone=True), nullable=nullable, server_default=func.now() if now else None)
+
+
+class Tenant(SQLModel, table=True):
+    """Who owns rows."""
+
+    __tablename__: ClassVar[str] = "tenant"
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
+    created_at: datetime = Field(sa_column=_time(now=True))
+
+
+class ApiKey(SQLModel, table=True):
+    """A bearer key: only its SHA-256 is kept, and a prefix to tell keys apart by."""
+
+    __tablename__: ClassVar[str] = "api_key"
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    name: str = Field(sa_column=Column(Text, nullable=False))
+    prefix: str = Field(sa_column=Column(Text, nullable=False))
+    digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
+    created_at: datetime = Field(sa_column=_time(now=True))
+    revoked_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class IdCounter(SQLModel, table=True):
+    """The next free id of a kind; blocks are reserved by one UPDATE, so they are contiguous."""
+
+    __tablename__: ClassVar[str] = "id_counter"
+    __table_args__ = {"postgresql_with": {"fillfactor": 10}}
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    next: int = Field(sa_column=Column(BigInteger, nullable=False))
+
+
+class Worker(SQLModel, table=True):
+    """A process that holds a lease: one heartbeat for all its jobs. `stopped_at` set means it holds nothing."""
+
+    __tablename__: ClassVar[str] = "worker"
+    __table_args__ = {"postgresql_with": {"fillfactor": 50}}
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    kind: str = Field(sa_column=Column(Text, nullable=False))
+    deployment: str | None = Field(default=None, sa_column=Column(Text))
+    host: str = Field(sa_column=Column(Text, nullable=False))
+    pid: int = Field(sa_column=Column(BigInteger, nullable=False))
+    started_at: datetime = Field(sa_column=_time(now=True))
+    lease_until: datetime = Field(sa_column=_time())
+    stopped_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class Line(SQLModel, table=True):
+    """A request body, as the caller wrote it: a line of a file or list, or line 1 of a single job's own source."""
+
+    __tablename__: ClassVar[str] = "line"
+
+    source_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    line_no: int = Field(primary_key=True)
+    body: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Batch(SQLModel, table=True):
+    """A list or file of jobs. Job of line n has id `first_job_id + n - 1`.
+
+    `expanded_to` and `released_to` count lines: those that have job rows, and those given to the tier queue.
+    `mark_to` / `mark_at` remember an earlier `released_to`, by which rescue tells lost nudges from waiting ones.
+    """
+
+    __tablename__: ClassVar[str] = "batch"
+    __table_args__ = (
+        Index("batch_open", "id", postgresql_where=text("finished_at IS NULL")),
+        Index("batch_by_tenant", "tenant_id", "id"),
+        {"postgresql_with": {"fillfactor": 50}},
+    )
+
+    id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    tier: str = Field(sa_column=Column(Text, nullable=False))
+    source_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    first_job_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    total: int
+    expanded_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    released_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    mark_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    mark_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    callback_url: str | None = Field(default=None, sa_column=Column(Text))
+    created_at: datetime = Field(sa_column=_time(now=True))
+    deadline: datetime = Field(sa_column=_time())
+    finished_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class Job(SQLModel, table=True):
+    """One request for one completion."""
+
+    __tablename__: ClassVar[str] = "job"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({_STATES_SQL})", name="job_state_known"),
+        CheckConstraint(f"(state IN ({_FINAL_SQL})) = (finished_at IS NOT NULL)", name="job_final_is_finished"),
+        CheckConstraint("(state = 'running') <= (worker_id IS NOT NULL)", name="job_running_has_worker"),
+        # The one work index: what is not final, in a batch or (batch_id NULL) single.
+        Index("job_work", "batch_id", "id", postgresql_where=text("finished_at IS NULL")),
+        Index("job_by_tenant", "tenant_id", "id"),
+        {"postgresql_with": {"fillfactor": 40}},
+    )
+
+    id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    batch_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    source_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    line_no: int
+    fence: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    attempts: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
+    worker_deaths: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
+    wants_callback: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    created_at: datetime = Field(sa_column=_time(now=True))
+    deadline: datetime = Field(sa_column=_time())
+    nudge_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    not_before: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    claimed_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    finished_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    tier: str = Field(sa_column=Column(Text, nullable=False))
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    deployment: str | None = Field(default=None, sa_column=Column(Text))
+    category: str | None = Field(default=None, sa_column=Column(Text))
+    stop_requested: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class RoutingSnapshot(SQLModel, table=True):
+    """What the router knew: catalog, measurements and load. Stored once, shared by the decisions made on it."""
+
+    __tablename__: ClassVar[str] = "routing_snapshot"
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    taken_at: datetime = Field(sa_column=_time(now=True))
+    body: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
+
+
+class Decision(SQLModel, table=True):
+    """Which deployment a job was given, from which features. `fence` is the job's at that time."""
+
+    __tablename__: ClassVar[str] = "decision"
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    fence: int = Field(primary_key=True)
+    snapshot_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    decided_at: datetime = Field(sa_column=_time(now=True))
+    deployment: str | None = Field(default=None, sa_column=Column(Text))
+    reason: str = Field(sa_column=Column(Text, nullable=False))
+    features: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
+
+
+class Result(SQLModel, table=True):
+    """A final job's answer, or why there is none."""
+
+    __tablename__: ClassVar[str] = "result"
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    output: str | None = Field(default=None, sa_column=Column(Text))
+    finish_reason: str | None = Field(default=None, sa_column=Column(Text))
+    error_kind: str | None = Field(default=None, sa_column=Column(Text))
+    error: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Timing(SQLModel, table=True):
+    """One start of a job, under one fence: how it ended, how long it took, the tokens it used."""
+
+    __tablename__: ClassVar[str] = "timing"
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    fence: int = Field(primary_key=True)
+    worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    claimed_at: datetime = Field(sa_column=_time())
+    ended_at: datetime = Field(sa_column=_time(now=True))
+    wait_ms: float = Field(sa_column=Column(REAL, nullable=False))
+    ttft_ms: float | None = Field(default=None, sa_column=Column(REAL))
+    latency_ms: float | None = Field(default=None, sa_column=Column(REAL))
+    prompt_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    cached_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    completion_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    deployment: str = Field(sa_column=Column(Text, nullable=False))
+    outcome: str = Field(sa_column=Column(Text, nullable=False))
+    error: str | None = Field(default=None, sa_column=Column(Text))
+    fingerprint: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Ledger(SQLModel, table=True):
+    """Money, append-only: nothing else says what something cost. One row per (job, fence, kind)."""
+
+    __tablename__: ClassVar[str] = "ledger"
+    __table_args__ = (CheckConstraint("cost_usd >= 0", name="ledger_cost_not_negative"),)
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    fence: int = Field(primary_key=True)
+    kind: str = Field(sa_column=Column(Text, primary_key=True))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    batch_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    posted_at: datetime = Field(sa_column=_time(now=True))
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Decimal = Field(sa_column=Column(Numeric, nullable=False))
+    tier: str = Field(sa_column=Column(Text, nullable=False))
+    deployment: str = Field(sa_column=Column(Text, nullable=False))
+    category: str | None = Field(default=None, sa_column=Column(Text))
+    catalog: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Outbox(SQLModel, table=True):
+    """A callback owed, written with the fact it tells of. Delivered, given up, or due at `next_at`."""
+
+    __tablename__: ClassVar[str] = "outbox"
+    __table_args__ = (
+        Index("outbox_due", "next_at", postgresql_where=text("settled_at IS NULL")),
+        {"postgresql_with": {"fillfactor": 70}},
+    )
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    event: str = Field(sa_column=Column(Text, nullable=False))
+    subject_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    url: str = Field(sa_column=Column(Text, nullable=False))
+    created_at: datetime = Field(sa_column=_time(now=True))
+    next_at: datetime = Field(sa_column=_time(now=True))
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    last_status: int | None = None
+    last_error: str | None = Field(default=None, sa_column=Column(Text))
+    delivered_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    settled_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))

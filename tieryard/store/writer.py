@@ -1,0 +1,121 @@
+"""One thread that writes endings: everything that waits goes into one transaction.
+
+The asyncio loop hands over an ending and goes on; the queue is bounded, so a slow database slows the intake
+and not the memory. A flush that fails on one row's data is bisected until that row stands alone, and that
+job is failed with the reason; a database that is away is waited for, since the answers exist nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+
+from tieryard.errors import StoreError
+from tieryard.job import State
+from tieryard.store.connection import Store
+from tieryard.store.finish import Ending, Finished, finish
+from tieryard.telemetry import Event, logger
+
+Flushed = Callable[[Finished], None]
+"""Called in the writer's thread after each commit."""
+
+_MOST = 512  # endings a transaction
+
+
+class Writer:
+    """Takes endings from any thread with `put`; `close` returns when all of them are written."""
+
+    def __init__(self, store: Store, *, flushed: Flushed, capacity: int = 4096) -> None:
+        self._store = store
+        self._flushed = flushed
+        self._queue: queue.Queue[Ending | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._log = logger()
+        self.failure: BaseException | None = None
+        """Set when the thread has died of a fault of ours; its worker must stop, and rescue takes over."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, ending: Ending) -> None:
+        """Blocks only while `capacity` endings wait: callers on a loop check `full` first."""
+        self._queue.put(ending)
+
+    @property
+    def full(self) -> bool:
+        """Whether the intake should pause: three quarters of the capacity wait to be written."""
+        return self._queue.qsize() > self._queue.maxsize * 3 // 4
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._drain()
+        except BaseException as error:
+            self.failure = error
+            self._log.exception(Event.WRITER_FAILED)
+
+    def _drain(self) -> None:
+        open_ = True
+        while open_:
+            waiting = [self._queue.get()]
+            while len(waiting) < _MOST:
+                try:
+                    waiting.append(self._queue.get_nowait())
+                except queue.Empty:
+                    break
+            open_ = None not in waiting
+            endings = [e for e in waiting if e is not None]
+            if endings:
+                self._flush(endings)
+
+    def _flush(self, endings: list[Ending]) -> None:
+        """Writes these endings, however often it takes."""
+        pause_s = 0.1
+        while True:
+            try:
+                with self._store.transaction() as connection:
+                    done = finish(connection, endings)
+                break
+            except StoreError as error:
+                self._log.warning(Event.STORE_AWAY, waiting=len(endings), error=str(error)[:200])
+                time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+                pause_s = min(pause_s * 2, 5)
+            except (psycopg.DataError, psycopg.IntegrityError, UnicodeError) as error:
+                self._bisect(endings, error)
+                return
+        self._flushed(done)
+
+    def _bisect(self, endings: list[Ending], error: Exception) -> None:
+        """One row's data spoils the flush: halve until it stands alone, then fail that job and say why."""
+        self._log.warning(Event.FLUSH_BISECTED, endings=len(endings), error=str(error).partition("\n")[0])
+        if len(endings) > 1:
+            middle = len(endings) // 2
+            self._flush(endings[:middle])
+            self._flush(endings[middle:])
+            return
+        [spoilt] = endings
+        if spoilt.error_kind == "unstorable":
+            raise error  # even the plain refusal does not fit: a fault of ours, not of the data
+        self._flush(
+            [
+                dataclasses.replace(
+                    spoilt,
+                    state=State.FAILED,
+                    hand_back=None,
+                    output=None,
+                    finish_reason=None,
+                    fingerprint=None,
+                    error_kind="unstorable",
+                    error=f"the answer could not be stored: {type(error).__name__}",
+                )
+            ]
+        )

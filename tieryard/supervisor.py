@@ -1,0 +1,253 @@
+"""The embedded fleet: Postgres, Valkey and every process of the yard, under one supervisor on one machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tieryard.catalog import Catalog, load_catalog
+from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey
+from tieryard.errors import TieryardError, UserError
+from tieryard.store import Store, keys
+from tieryard.store.migrate import migrate
+from tieryard.tokens import load_counter
+
+_LOCAL_CATALOG = Path(__file__).with_name("local.yaml")
+_READY_WITHIN_S = 120.0
+_STOP_WITHIN_S = 40.0
+_STEADY_S = 10.0  # a process that ran this long is started again at once
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Child:
+    """A process that is started again when it stops by itself."""
+
+    name: str
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_again_at: float = 0.0
+    failures: int = field(default=0)
+
+
+class Fleet:
+    """`with Fleet(...) as fleet:` starts it; leaving the block stops it, finishing what is in flight."""
+
+    def __init__(
+        self, data_dir: Path, *, port: int, catalog: Path | None = None, say: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._port = port
+        self._say = say
+        self._data = data_dir.resolve()
+        self._given_catalog = catalog
+        self._stack = contextlib.ExitStack()
+        self.children: dict[str, Child] = {}
+        self.stopping = threading.Event()
+        self.database_url = ""
+        self.redis_url = ""
+
+    def __enter__(self) -> Fleet:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        _require_free(self._port)
+        self._data.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(_only_one(self._data))
+        catalog_path = self._catalog_path()
+        catalog = load_catalog(catalog_path)
+        tokenizers = threading.Thread(target=self._prepare_tokenizers, args=[catalog])
+        tokenizers.start()
+        postgres = self._stack.enter_context(EmbeddedPostgres(self._data / "postgres"))
+        self.database_url = postgres.create_database("tieryard")
+        valkey = self._stack.enter_context(EmbeddedValkey(self._data / "valkey"))
+        self.redis_url = valkey.url
+        migrate(self.database_url)
+        self._ensure_key()
+        tokenizers.join()
+        environment = self._environment(catalog_path)
+        self._stack.callback(self._stop_children)
+        for name, command in self._commands(catalog).items():
+            self.children[name] = Child(name, command)
+            self._spawn(self.children[name], environment)
+
+    def wait_until_ready(self) -> None:
+        """Returns when `/readyz` holds. Raises TieryardError that says which check does not."""
+        deadline = time.monotonic() + _READY_WITHIN_S
+        last = "the API does not answer"
+        while time.monotonic() < deadline and not self.stopping.wait(0.1):
+            self.tend()
+            try:
+                answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
+            except httpx.HTTPError:
+                continue
+            if answer.status_code == 200:
+                return
+            checks = answer.json().get("checks", {})
+            last = "; ".join(f"{name}: {value}" for name, value in checks.items() if value != "ok")
+        if not self.stopping.is_set():
+            raise TieryardError(f"not ready in {_READY_WITHIN_S:g} s ({last}); see {self._data / 'logs'}")
+
+    def run(self) -> None:
+        """Tends the processes until `stopping` is set."""
+        while not self.stopping.wait(0.25):
+            self.tend()
+
+    def tend(self) -> None:
+        """Starts again what has stopped by itself, later and later if it keeps stopping."""
+        now = time.monotonic()
+        for child in self.children.values():
+            if child.process is None:
+                if now >= child.start_again_at:
+                    self._spawn(child, self._environment(self._catalog_path()))
+            elif (code := child.process.poll()) is not None:
+                child.failures = 0 if now - child.started_at > _STEADY_S else child.failures + 1
+                wait_s = min(0.1 * 2**child.failures, 10.0)
+                self._say(f"{child.name} stopped with code {code}; starting it again (see {self._log(child.name)})")
+                child.process, child.start_again_at = None, now + wait_s
+
+    def close(self) -> None:
+        self.stopping.set()
+        self._stack.close()
+
+    def _commands(self, catalog: Catalog) -> dict[str, list[str]]:
+        python = sys.executable
+        workers = {kind: [python, "-m", "workers", kind] for kind in ("expand", "classify", "callback", "beat")}
+        infer = {f"infer-{name}": [python, "-m", "workers", "infer", name] for name in catalog.deployments}
+        api = {"api": [python, "-m", "api", "--port", str(self._port)]}
+        return {**infer, **api, **workers}
+
+    def _environment(self, catalog: Path) -> dict[str, str]:
+        given = {k: v for k, v in os.environ.items() if k != "TIERYARD_API_KEY"}
+        return {
+            **given,
+            "TIERYARD_DATABASE_URL": self.database_url,
+            "TIERYARD_REDIS_URL": self.redis_url,
+            "TIERYARD_CATALOG": str(catalog),
+            "TIERYARD_CACHE_DIR": str(self._data / "cache"),
+            "TIERYARD_WEBHOOK_SECRET": given.get("TIERYARD_WEBHOOK_SECRET") or self._webhook_secret(),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _spawn(self, child: Child, environment: dict[str, str]) -> None:
+        log = self._log(child.name)
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as output:
+            child.process = subprocess.Popen(
+                child.command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops them in order
+                preexec_fn=_die_with_parent,
+            )
+        child.started_at = time.monotonic()
+
+    def _stop_children(self) -> None:
+        """SIGTERM to all at once: each finishes what it has in flight. What has not stopped in time is killed."""
+        running = [c for c in self.children.values() if c.process is not None and c.process.poll() is None]
+        for child in running:
+            assert child.process is not None
+            child.process.terminate()
+        deadline = time.monotonic() + _STOP_WITHIN_S
+        for child in running:
+            assert child.process is not None
+            try:
+                child.process.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._say(f"{child.name} did not stop in {_STOP_WITHIN_S:g} s and is killed")
+                child.process.kill()
+                child.process.wait()
+
+    def _catalog_path(self) -> Path:
+        """The one that was asked for, else the data directory's own, which begins as the one we ship."""
+        if self._given_catalog is not None:
+            return self._given_catalog.resolve()
+        own = self._data / "tieryard.yaml"
+        if not own.exists():
+            own.write_text(_LOCAL_CATALOG.read_text(encoding="utf-8"), encoding="utf-8")
+        return own
+
+    def _prepare_tokenizers(self, catalog: Catalog) -> None:
+        """Once, before several processes would each convert the same file. A fault shows when they load it."""
+        with contextlib.suppress(TieryardError):
+            for spec in {d.tokenizer for d in catalog.deployments.values()}:
+                load_counter(spec, cache_dir=self._data / "cache")
+
+    def _ensure_key(self) -> None:
+        """The key from TIERYARD_API_KEY; without one and on the first start, a new one, shown once."""
+        store = Store(self.database_url)
+        try:
+            given = os.environ.get("TIERYARD_API_KEY")
+            if given:
+                keys.add_key(store, given, tenant="default", name="TIERYARD_API_KEY")
+            elif not keys.any_key(store):
+                key = keys.new_key()
+                keys.add_key(store, key, tenant="default", name="first")
+                self._say(f"API key, shown this once: {key}")
+        finally:
+            store.close()
+
+    def _webhook_secret(self) -> str:
+        """Made on first start and kept in the data directory, readable by its owner only."""
+        path = self._data / "webhook_secret"
+        if not path.exists():
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write("whsec_" + b64encode(secrets.token_bytes(32)).decode())
+        return path.read_text(encoding="utf-8")
+
+    def _log(self, name: str) -> Path:
+        return self._data / "logs" / f"{name}.log"
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of 127.0.0.1 is taken ({error.strerror}); choose another with --port"
+            ) from None
+
+
+@contextlib.contextmanager
+def _only_one(data_dir: Path) -> Iterator[None]:
+    """Two fleets on one data directory would write the same files."""
+    with (data_dir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another fleet runs on {data_dir}; stop it or choose another --data-dir") from None
+        yield
+
+
+def _die_with_parent() -> None:
+    """In the child, before exec: SIGTERM when the supervisor dies, however it dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,140 @@
+"""Counting tokens as a deployment's own tokenizer and chat template do, never by characters."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.sandbox
+import orjson
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from tieryard.errors import UserError
+
+UTF8 = "utf8"
+"""A tokenizer that gives every UTF-8 byte a token: an upper bound for any byte-level tokenizer."""
+
+_TURN_TOKENS = 16  # allowed for the template of one message where the template is not known
+_CONTROL = 3  # GGUF's token type for special tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """Counts the prompt tokens of conversations. `overhead` is what the template adds to one user message."""
+
+    name: str
+    overhead: int
+    _encode: Callable[[list[str]], list[int]]
+    _render: Callable[[list[dict[str, str]]], str] | None
+
+    def count(self, conversations: list[list[dict[str, str]]]) -> list[int]:
+        """Prompt tokens of each conversation, exactly as served where the chat template is known."""
+        if self._render is not None:
+            return self._encode([self._render(c) for c in conversations])
+        texts = [m["content"] for c in conversations for m in c]
+        counts = iter(self._encode(texts))
+        return [sum(next(counts) + _TURN_TOKENS for _ in c) for c in conversations]
+
+    def at_most(self, conversation: list[dict[str, str]]) -> int:
+        """A bound that needs no tokenizer: no byte-level tokenizer makes more tokens than there are bytes."""
+        return self.overhead + sum(len(m["content"].encode()) + _TURN_TOKENS for m in conversation)
+
+
+def load_counter(spec: str, *, cache_dir: Path) -> TokenCounter:
+    """The counter for a catalog's `tokenizer`. Raises UserError when there is none at that place.
+
+    A GGUF's tokenizer is converted once (about 2 s) and kept in `cache_dir`.
+    """
+    if spec == UTF8:
+        return TokenCounter(UTF8, _TURN_TOKENS, lambda texts: [len(t.encode()) for t in texts], None)
+    directory = _from_gguf(spec, cache_dir) if spec.endswith(".gguf") else Path(spec)
+    file = directory / "tokenizer.json" if directory.is_dir() else directory
+    if not file.is_file():
+        raise UserError(f"tokenizer '{spec}': no file {file}")
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    render = _template(file.with_name("tokenizer_config.json"))
+
+    def encode(texts: list[str]) -> list[int]:
+        # Special tokens are the template's to write; a surrogate cannot be encoded and is no text.
+        clean = [t.encode("utf-8", "replace").decode() for t in texts]
+        return [len(e.ids) for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
+
+    overhead = encode([render([{"role": "user", "content": ""}])])[0] if render else _TURN_TOKENS
+    return TokenCounter(spec, overhead, encode, render)
+
+
+def _template(config_file: Path) -> Callable[[list[dict[str, str]]], str] | None:
+    """The chat template of a tokenizer_config.json, rendered as Hugging Face's tokenizers do."""
+    if not config_file.is_file():
+        return None
+    config: dict[str, Any] = orjson.loads(config_file.read_bytes())
+    source = config.get("chat_template")
+    if not isinstance(source, str):
+        return None
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    compiled = environment.from_string(source)
+    special = {k: _text(config.get(k)) for k in ("bos_token", "eos_token")}
+
+    def render(conversation: list[dict[str, str]]) -> str:
+        return compiled.render(messages=conversation, add_generation_prompt=True, **special)
+
+    return render
+
+
+def _text(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def _from_gguf(spec: str, cache_dir: Path) -> Path:
+    """Writes tokenizer.json and tokenizer_config.json from a GGUF's metadata, once: their directory."""
+    from tieryard.weights import weights_path
+
+    path = weights_path(spec)
+    stat = path.stat()
+    key = hashlib.sha256(f"{path.name}:{stat.st_size}".encode()).hexdigest()[:16]
+    target = cache_dir / f"{path.stem}-{key}"
+    if (target / "tokenizer.json").is_file():
+        return target
+    import gguf  # a `local` extra, slow to import
+
+    fields = gguf.GGUFReader(path).fields
+
+    def value(name: str) -> Any:
+        return fields[name].contents() if name in fields else None
+
+    if value("tokenizer.ggml.model") != "gpt2":
+        raise UserError(f"tokenizer '{spec}': only byte-level BPE can be read from a GGUF; name a tokenizer.json")
+    tokens: list[str] = value("tokenizer.ggml.tokens")
+    merges = [tuple(m.split(" ", 1)) for m in value("tokenizer.ggml.merges")]
+    tokenizer = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    split_digits = value("tokenizer.ggml.pre") in ("smollm", "starcoder", "refact", "command-r")
+    steps = [pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    types = value("tokenizer.ggml.token_type")
+    tokenizer.add_special_tokens([AddedToken(tokens[i], special=True) for i, t in enumerate(types) if t == _CONTROL])
+    config = {
+        "chat_template": value("tokenizer.chat_template"),
+        "bos_token": tokens[value("tokenizer.ggml.bos_token_id")],
+        "eos_token": tokens[value("tokenizer.ggml.eos_token_id")],
+    }
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir) as work:
+        made = Path(work) / "tokenizer"
+        made.mkdir()
+        (made / "tokenizer_config.json").write_bytes(orjson.dumps(config))
+        tokenizer.save(str(made / "tokenizer.json"))
+        try:
+            os.replace(made, target)  # noqa: PTH105  # atomic, and another process may have been first
+        except OSError:
+            if not (target / "tokenizer.json").is_file():
+                raise
+    return target

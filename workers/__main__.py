@@ -1,0 +1,142 @@
+"""`python -m workers KIND`: runs one worker process until SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Annotated, Any
+
+import typer
+from celery.beat import Service
+
+from tieryard.errors import UserError
+from tieryard.queues import CALLBACKS, EXPAND, declare, model_queue, tier_queue
+from tieryard.settings import load_settings
+from tieryard.store import Store, workers
+from workers.yard import Yard
+
+RESCUE = "rescue"
+_RESCUE_EVERY_S, _CALLBACKS_EVERY_S, _EXPAND_EVERY_S = 1.0, 5.0, 5.0
+
+cli = typer.Typer(help="Run one worker process of the fleet.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@cli.command()
+def expand() -> None:
+    """Expands and feeds batches, and rescues jobs."""
+    from workers.expand import expand_all
+    from workers.feed import Feeder
+    from workers.rescue import sweep
+
+    yard = Yard("expand", load_settings(), consume=[RESCUE, EXPAND])
+    admission = yard.admission()
+    feeder = Feeder(yard)
+
+    @yard.app.task(name=EXPAND)  # type: ignore[untyped-decorator]
+    def run_expand() -> None:
+        expand_all(yard, admission)
+
+    @yard.app.task(name=RESCUE)  # type: ignore[untyped-decorator]
+    def run_rescue() -> None:
+        sweep(yard)
+
+    yard.consume(concurrency=2, started=lambda _: feeder.start(), stopping=feeder.stop)
+
+
+@cli.command()
+def classify() -> None:
+    """Routes jobs from the tier queues, most urgent tier first."""
+    from workers.classify import Classifier
+
+    settings = load_settings()
+    tiers = Yard.peek_catalog(settings).tiers
+    yard = Yard("classify", settings, consume=[tier_queue(tier) for tier in tiers])
+    classifier = Classifier(yard, yard.admission())
+
+    @yard.app.task(name="classify")  # type: ignore[untyped-decorator]
+    def run_classify(tier: str, due: float, runs: list[tuple[int, int]]) -> None:
+        classifier.classify(tier, due, runs)
+
+    yard.consume()
+
+
+@cli.command()
+def infer(deployment: Annotated[str, typer.Argument(help="A deployment of the catalog.")]) -> None:
+    """Feeds one replica of a deployment's engine from its model queue."""
+    from workers.infer import Inference
+
+    settings = load_settings()
+    known = Yard.peek_catalog(settings).deployments
+    if deployment not in known:
+        raise UserError(f"'{deployment}' is not a deployment of {settings.catalog}; it has {', '.join(known)}")
+    queue = model_queue(deployment)
+    yard = Yard("infer", settings, consume=[queue], deployment=deployment)
+    inference = Inference(yard, deployment)
+
+    @yard.app.task(name="infer")  # type: ignore[untyped-decorator]
+    def run_infer(tier: str, due: float, runs: list[tuple[int, int]]) -> None:
+        inference.offer(tier, due, runs)
+
+    def started(consumer: Any) -> None:
+        def gate(open_: bool) -> None:
+            change = consumer.add_task_queue if open_ else consumer.cancel_task_queue
+            consumer.call_soon(change, declare(queue) if open_ else queue)
+
+        inference.start(gate)
+
+    yard.consume(started=started, stopping=inference.drain)
+
+
+@cli.command()
+def callback() -> None:
+    """Delivers signed callbacks from the outbox."""
+    from workers.callback import deliver_due
+
+    yard = Yard("callback", load_settings(), consume=[CALLBACKS])
+
+    @yard.app.task(name=CALLBACKS)  # type: ignore[untyped-decorator]
+    def run_callbacks() -> None:
+        deliver_due(yard)
+
+    yard.consume(concurrency=8)
+
+
+@cli.command()
+def beat() -> None:
+    """Celery beat: ticks for rescue, and for expansion and callbacks whose nudge was lost."""
+    yard = Yard("beat", load_settings(), consume=[RESCUE, EXPAND, CALLBACKS])
+    for name, every_s in ((RESCUE, _RESCUE_EVERY_S), (EXPAND, _EXPAND_EVERY_S), (CALLBACKS, _CALLBACKS_EVERY_S)):
+        # A tick that waited longer than its interval has been overtaken by the next one.
+        yard.app.conf.beat_schedule[name] = {
+            "task": name,
+            "schedule": every_s,
+            "options": {"queue": name, "expires": every_s},
+        }
+    service = Service(yard.app, max_interval=1)
+    Yard.on_stop_signals(lambda: service.stop(wait=False))
+    yard.join()
+    try:
+        service.start()
+    finally:
+        yard.leave()
+
+
+@cli.command()
+def health() -> None:
+    """Exits with 0 when a worker of this container has a live lease."""
+    store = Store(load_settings().database_url.get_secret_value())
+    sys.exit(0 if workers.fresh_on(store, host=socket.gethostname()) else 1)
+
+
+def main() -> None:
+    os.environ.setdefault("C_FORCE_ROOT", "1")  # containers run as who they run; messages are JSON, never code
+    try:
+        cli()
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

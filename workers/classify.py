@@ -1,0 +1,113 @@
+"""Receives parcels from the tier queues. Loads the jobs, routes them on a fresh snapshot, saves the decisions.
+A job that no deployment can take is failed here, with the reason.
+Next: `workers/infer.py` claims the job from its model queue."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import redis
+
+from tieryard.admission import Admission
+from tieryard.errors import RequestError
+from tieryard.ids import Run, from_runs
+from tieryard.queues import BrokerError, Parcel, parcels_to_infer
+from tieryard.requests import JobCreate, parse_job
+from tieryard.routing import Decision, Snapshot, decide_many
+from tieryard.store import jobs
+from tieryard.store.connection import Connection
+from tieryard.store.jobs import Routed, Waiting
+from tieryard.telemetry import Event
+from workers.yard import Yard
+
+_SNAPSHOT_S = 0.25
+
+
+class Snapshots:
+    """The newest snapshot, read at most every quarter second, stored once however many parcels use it."""
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+        self._read_at = float("-inf")
+        self._snapshot = Snapshot.of(yard.catalog)
+        self._stored: tuple[bytes, int] | None = None
+
+    def newest(self) -> Snapshot:
+        """Without Redis the last one stands: measurements are then stale, and decisions still sound."""
+        if time.monotonic() - self._read_at > _SNAPSHOT_S:
+            try:
+                gauges, profiles = self._yard.metrics.read(self._yard.catalog)
+                self._snapshot = Snapshot.of(self._yard.catalog, gauges=gauges, profiles=profiles)
+            except redis.RedisError as error:
+                self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+            self._read_at = time.monotonic()
+        return self._snapshot
+
+    def store(self, connection: Connection, snapshot: Snapshot) -> int:
+        """Its id, from the transaction that the decisions are saved in."""
+        body = snapshot.to_json()
+        if self._stored is None or self._stored[0] != body:
+            self._stored = (body, jobs.save_snapshot(connection, body))
+        return self._stored[1]
+
+
+class Classifier:
+    """Routes parcels, one at a time."""
+
+    def __init__(self, yard: Yard, admission: Admission) -> None:
+        self._yard = yard
+        self._admission = admission
+        self._snapshots = Snapshots(yard)
+
+    def classify(self, tier: str, due: float, runs: list[Run]) -> int:
+        """One parcel: how many of its jobs are now routed."""
+        started = time.monotonic()
+        snapshot = self._snapshots.newest()
+        with self._yard.store.transaction() as connection:
+            waiting = jobs.load_parcel(connection, list(from_runs(runs)))
+            if not waiting:
+                return 0
+            decisions = self._decide(waiting, snapshot)
+            snapshot_id = self._snapshots.store(connection, snapshot)
+            routed = jobs.save_decisions(
+                connection, decisions, snapshot_id=snapshot_id, patience_s=self._yard.patience_s
+            )
+        self._publish(tier, due, [d for d in decisions if d.job_id in routed])
+        if len(routed) < len(decisions):
+            self._yard.nudge_callbacks()
+        self._yard.log.debug(
+            Event.PARCEL_ROUTED, tier=tier, jobs=len(routed), ms=round((time.monotonic() - started) * 1000, 2)
+        )
+        return len(routed)
+
+    def _decide(self, waiting: list[Waiting], snapshot: Snapshot) -> list[Routed]:
+        requests: list[JobCreate] = []
+        readable: list[Waiting] = []
+        refused: list[Routed] = []
+        for job in waiting:
+            try:
+                requests.append(parse_job(job.body))
+                readable.append(job)
+            except RequestError as error:  # saved under an older version's rules
+                refused.append(Routed(job.id, job.fence, None, "chat", str(error), {}))
+        features = self._admission.features(requests)
+        decisions: list[Decision] = decide_many(features, snapshot)
+        return refused + [
+            Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f.to_dict())
+            for job, f, d in zip(readable, features, decisions, strict=True)
+        ]
+
+    def _publish(self, tier: str, due: float, decisions: list[Routed]) -> None:
+        """After the commit. A nudge that is lost here is rescue's to send again."""
+        by_deployment: dict[str, list[int]] = defaultdict(list)
+        for decision in decisions:
+            if decision.deployment is not None:
+                by_deployment[decision.deployment].append(decision.job_id)
+        parcels: list[Parcel] = []
+        for deployment, ids in by_deployment.items():
+            parcels += parcels_to_infer(deployment, tier, due, ids)
+        try:
+            self._yard.publisher.publish(parcels)
+        except BrokerError as error:
+            self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])

@@ -1,0 +1,136 @@
+"""Receives batches whose lines are jobs. Releases them to their tier's queue, a few seconds of work ahead,
+by tenant fairness, then deadline; and marks batches finished when their last job is.
+Next: `workers/classify.py` gives each released job a deployment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from tieryard.errors import StoreError
+from tieryard.queues import BrokerError, Parcel, parcels_to_classify
+from tieryard.store import Connection, batches
+from tieryard.store.batches import OpenBatch
+from tieryard.store.leader import lead
+from tieryard.telemetry import Event
+from workers.yard import Yard
+
+_BUSY_S, _IDLE_S = 0.05, 0.25
+_LEAST = 512  # jobs a tier always has released, however slow it is measured
+_MOST = 20_000
+_STEP = 64  # jobs given to one tenant before the next has its turn
+
+
+@dataclass(slots=True)
+class Rate:
+    """A tier's measured finishing rate, from what was outstanding, what was added and what is left."""
+
+    per_s: float = 0.0
+    outstanding: int = 0
+    at: float = field(default_factory=time.monotonic)
+
+    def observe(self, left: int) -> None:
+        """`left` jobs are outstanding now; the rest of what was has finished since the last look."""
+        now = time.monotonic()
+        elapsed = now - self.at
+        if elapsed <= 0:
+            return
+        finished = max(0, self.outstanding - left)
+        # Quick to rise, so that a fast engine is not starved; slow to fall, over about a second.
+        seen = finished / elapsed
+        weight = 1.0 if seen > self.per_s else min(1.0, elapsed)
+        self.per_s += (seen - self.per_s) * weight
+        self.outstanding, self.at = left, now
+
+    def window(self, seconds: float) -> int:
+        return min(_MOST, max(_LEAST, int(self.per_s * seconds)))
+
+
+def share_out(open_batches: list[OpenBatch], room: int) -> dict[int, int]:
+    """How many jobs each batch of one tier may release now: {batch id: n}, `room` in all.
+
+    Turns of _STEP jobs go to the tenant with the fewest jobs in the yard; inside a tenant, earliest deadline first.
+    """
+    queues: dict[int, list[OpenBatch]] = defaultdict(list)
+    in_yard: dict[int, int] = defaultdict(int)
+    for batch in open_batches:  # earliest deadline first
+        in_yard[batch.tenant_id] += batch.outstanding
+        if batch.releasable:
+            queues[batch.tenant_id].append(batch)
+    granted: dict[int, int] = defaultdict(int)
+    while room > 0 and queues:
+        tenant = min(queues, key=lambda t: (in_yard[t], t))
+        batch = queues[tenant][0]
+        take = min(_STEP, room, batch.releasable - granted[batch.id])
+        granted[batch.id] += take
+        in_yard[tenant] += take
+        room -= take
+        if granted[batch.id] == batch.releasable:
+            queues[tenant].pop(0)
+            if not queues[tenant]:
+                del queues[tenant]
+    return dict(granted)
+
+
+class Feeder:
+    """Runs in a thread of the expand process; one of them in the fleet leads at a time."""
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+        self._rates: dict[str, Rate] = defaultdict(Rate)
+        self._floors: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        """Leads when nobody else does, and goes on after an outage of Postgres or Redis."""
+        while not self._stop.is_set():
+            try:
+                with lead(self._yard.store, "feeder") as connection:
+                    while connection is not None and not self._stop.is_set():
+                        busy = self.tick(connection)
+                        self._stop.wait(_BUSY_S if busy else _IDLE_S)
+            except (StoreError, BrokerError) as error:
+                self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+            self._stop.wait(1.0)
+
+    def tick(self, connection: Connection) -> bool:
+        """One look: release what there is room for, publish it, finish what is done. Whether batches are open."""
+        found = batches.open_batches(connection, self._floors)
+        self._floors = {b.id: b.lowest for b in found if b.lowest is not None}
+        by_tier: dict[str, list[OpenBatch]] = defaultdict(list)
+        for batch in found:
+            by_tier[batch.tier].append(batch)
+        advances: list[tuple[int, int, int]] = []
+        parcels: list[Parcel] = []
+        for tier, waiting in by_tier.items():
+            rate = self._rates[tier]
+            outstanding = sum(b.outstanding for b in waiting)
+            rate.observe(outstanding)
+            granted = share_out(waiting, rate.window(self._yard.settings.window_s) - outstanding)
+            for batch in waiting:
+                if n := granted.get(batch.id, 0):
+                    first = batch.first_job_id + batch.released_to
+                    parcels += parcels_to_classify(tier, batch.deadline.timestamp(), range(first, first + n))
+                    advances.append((batch.id, batch.released_to, batch.released_to + n))
+            rate.outstanding += sum(granted.values())
+        if advances:
+            with connection.transaction():
+                batches.release(connection, advances)
+            self._yard.publisher.publish(parcels)
+        if done := [b.id for b in found if b.done]:
+            with connection.transaction():
+                for batch_id in batches.complete(connection, done):
+                    self._yard.log.info(Event.BATCH_FINISHED, batch=batch_id)
+                    self._yard.nudge_callbacks()
+        return bool(found)

@@ -1,0 +1,384 @@
+"""Receives parcels from its deployment's model queue. Claims jobs under a fence, keeps the engine full, times
+every token, and hands each ending to the writer: result, timing, ledger and outbox in one transaction.
+Next: the job is final, or back at `workers/classify.py`; `workers/callback.py` tells whoever asked."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import redis
+
+from tieryard.catalog import REALTIME
+from tieryard.costs import token_cost
+from tieryard.engines import Engine, Recording, record
+from tieryard.engines.opening import open_engine
+from tieryard.errors import (
+    EngineBusyError,
+    EngineDownError,
+    EngineError,
+    PermanentError,
+    RequestError,
+    StoreError,
+)
+from tieryard.ids import Run
+from tieryard.job import MAX_WORKER_DEATHS, State
+from tieryard.metrics import Gauge
+from tieryard.queues import BrokerError, parcels_to_infer
+from tieryard.requests import parse_job
+from tieryard.store import jobs
+from tieryard.store.finish import Ending, Finished, HandBack, attempts_left
+from tieryard.store.jobs import Claimed
+from tieryard.store.writer import Writer
+from tieryard.telemetry import Event
+from workers.inbox import Inbox
+from workers.observe import Observer
+from workers.yard import Yard
+
+_MOST_CLAIMED = 256  # jobs a claim: one statement's worth
+_POLL_S = 0.5
+_DRAINED = "drained"
+
+
+class Inference:
+    """One deployment's engine and the asyncio loop that feeds it, in a thread of its own.
+
+    Celery's task only calls `offer`; it neither claims nor waits. The loop claims for the free slots and a
+    short look-ahead, so that the engine's batch never runs dry between parcels.
+    """
+
+    def __init__(self, yard: Yard, name: str, *, engine: Engine | None = None) -> None:
+        self._yard = yard
+        self._name = name
+        self._spec = yard.catalog.deployments[name]
+        key = yard.settings.engine_key
+        self._engine = engine or open_engine(self._spec, key=key.get_secret_value() if key else None)
+        self._slots = self._spec.max_in_flight
+        self._ahead = max(2, self._slots // 4)
+        self._inbox = Inbox()
+        self._ready = Inbox()  # claimed, not started: one job each
+        self._claimed: dict[int, Claimed] = {}
+        self._running: dict[int, asyncio.Task[None]] = {}
+        self._realtime_running = 0
+        self._stopping: dict[int, str] = {}
+        self._claiming = 0
+        self._alone: int | None = None
+        self._engine_up = False
+        self._draining = False
+        self._writer = Writer(yard.store, flushed=self._flushed)
+        self._observer = Observer(yard, name)
+        self._gate: Callable[[bool], None] = lambda _: None
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._thread = threading.Thread(target=self._run_loop, name="inference", daemon=True)
+
+    # --- called from Celery's threads ---------------------------------------------------------------
+
+    def start(self, gate: Callable[[bool], None]) -> None:
+        """`gate(False)` stops consumption from the broker, `gate(True)` starts it again."""
+        self._gate = gate
+        self._writer.start()
+        self._thread.start()
+
+    def offer(self, tier: str, due: float, runs: list[Run]) -> None:
+        """Takes a parcel and returns at once."""
+        self._loop.call_soon_threadsafe(self._take, tier, due, [(first, n) for first, n in runs])
+
+    def drain(self) -> None:
+        """Lets running jobs finish for a while, hands everything else back, and returns when all is written."""
+        if self._thread.is_alive():
+            asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._writer.close()
+        self._yard.log.info(Event.WORKER_DRAINED)
+
+    # --- the loop ------------------------------------------------------------------------------------
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        pumps = [self._loop.create_task(pump()) for pump in (self._serve, self._feed, self._poll)]
+        for pump in pumps:
+            pump.add_done_callback(self._pump_ended)
+        self._loop.run_forever()
+
+    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
+        """A pump ends only by drain. If one fails, this worker must not keep its lease and do nothing."""
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            self._yard.die(error)
+
+    async def _serve(self) -> None:
+        """Keeps the engine up: starts it, watches it, starts it again."""
+        pause_s = 0.5
+        while True:
+            if not self._engine_up:
+                try:
+                    await self._engine.start()
+                except EngineError as error:
+                    self._yard.log.error(Event.ENGINE_DOWN, error=str(error)[:300])
+                    await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
+                    pause_s = min(pause_s * 2, 30)
+                    continue
+                pause_s = 0.5
+                self._engine_up = True
+                self._yard.log.info(Event.ENGINE_READY)
+                self._wake.set()
+            await asyncio.sleep(1.0)
+
+    async def _feed(self) -> None:
+        """Claims whenever there may be room, and starts what is claimed."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while ids := self._next_ids():
+                try:
+                    await self._claim(ids)
+                except StoreError as error:
+                    self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+                    await asyncio.sleep(1.0)  # the ids' nudges are lost with this; rescue sends them again
+            self._set_gate()
+
+    async def _poll(self) -> None:
+        """Every half second: stops that were asked for, gauges and live metrics."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if self._writer.failure is not None:
+                raise self._writer.failure
+            await self._honour_stops()
+            gauge = Gauge(
+                capacity=self._slots if self._engine_up and not self._draining else 0,
+                in_flight=len(self._running),
+                backlog=len(self._inbox) + len(self._ready),
+            )
+            try:
+                await asyncio.to_thread(self._observer.publish, gauge)
+            except redis.RedisError as error:
+                self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+            self._wake.set()
+
+    # --- intake --------------------------------------------------------------------------------------
+
+    def _take(self, tier: str, due: float, runs: list[Run]) -> None:
+        self._inbox.push(tier, due, runs)
+        self._set_gate()
+        self._wake.set()
+
+    def _set_gate(self) -> None:
+        if (change := self._inbox.crossed()) is not None and not self._draining:
+            self._yard.log.info(Event.CONSUMER_RESUMED if change else Event.CONSUMER_PAUSED, inbox=len(self._inbox))
+            self._gate(change)
+
+    def _next_ids(self) -> list[int]:
+        """Ids to claim now, in order. Realtime may use every slot; the others leave its reserve free."""
+        if not self._engine_up or self._draining or self._writer.full or self._alone is not None:
+            return []
+        held = len(self._running) + len(self._ready) + self._claiming
+        room = min(self._slots + self._ahead - held, _MOST_CLAIMED)
+        realtime_room = self._slots - self._realtime_running - self._ready.realtime
+        return self._inbox.pop(max(room, 0), realtime=max(realtime_room, 0))
+
+    async def _claim(self, ids: list[int]) -> None:
+        self._claiming += len(ids)
+        try:
+            claimed = await asyncio.to_thread(self._claim_now, ids)
+        finally:
+            self._claiming -= len(ids)
+        for job in claimed:
+            self._claimed[job.id] = job
+            self._ready.push(job.tier, job.claimed_at.timestamp(), [(job.id, 1)])
+        self._start_ready()
+
+    def _claim_now(self, ids: list[int]) -> list[Claimed]:
+        with self._yard.store.transaction() as connection:
+            return jobs.claim(connection, ids, worker_id=self._yard.worker_id, deployment=self._name)
+
+    # --- running -------------------------------------------------------------------------------------
+
+    def _start_ready(self) -> None:
+        """Starts claimed jobs while slots are free. One that may be killing workers runs with nothing beside it."""
+        while self._ready and not self._draining:
+            if self._alone is not None:
+                return
+            realtime_room = self._slots - len(self._running)
+            others = len(self._running) - self._realtime_running
+            room = min(realtime_room, self._slots - self._spec.realtime_reserve - others)
+            popped = self._ready.pop(1 if room > 0 else 0, realtime=1 if realtime_room > 0 else 0)
+            if not popped:
+                return
+            job = self._claimed.pop(popped[0])
+            if jobs.starts_alone(job):
+                if self._running:
+                    self._put_back(job)
+                    return
+                self._alone = job.id
+            self._running[job.id] = self._loop.create_task(self._run(job))
+            self._realtime_running += job.tier == REALTIME
+
+    def _put_back(self, job: Claimed) -> None:
+        """It starts when the engine is empty; until then nothing overtakes it."""
+        self._claimed[job.id] = job
+        self._ready.push_first([(job.id, 1)])
+
+    async def _run(self, job: Claimed) -> None:
+        """One start of one job, from request to ending."""
+        recording = Recording()
+        try:
+            ending = await self._attempt(job, recording)
+        except asyncio.CancelledError:
+            ending = self._stopped(job, recording, self._stopping.pop(job.id, _DRAINED))
+        except Exception as error:  # a fault of ours must cost this job an attempt, not the worker its loop
+            self._yard.log.exception(Event.JOB_RETRIED, job=job.id)
+            ending = self._failed(job, recording, EngineError(f"{type(error).__name__} in the worker"))
+        del self._running[job.id]
+        self._realtime_running -= job.tier == REALTIME
+        if self._alone == job.id:
+            self._alone = None
+        self._observer.add(job, ending)
+        self._writer.put(ending)
+        self._start_ready()
+        self._wake.set()
+
+    async def _attempt(self, job: Claimed, recording: Recording) -> Ending:
+        try:
+            request = parse_job(job.body)
+            await record(self._engine, request.engine_body(), recording)
+        except RequestError as error:
+            return self._end(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
+        except PermanentError as error:
+            return self._end(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
+        except EngineBusyError as error:
+            return self._hand_back(job, HandBack.OUTAGE, error, wait_s=error.retry_after_s or 1.0)
+        except EngineDownError as error:
+            return await self._engine_failed(job, recording, error)
+        except EngineError as error:
+            return self._failed(job, recording, error)
+        return self._end(job, State.SUCCEEDED, recording)
+
+    async def _engine_failed(self, job: Claimed, recording: Recording, error: EngineDownError) -> Ending:
+        """The connection broke. An engine that still answers did it to this job; one that does not has died."""
+        if await self._engine.healthy():
+            return self._failed(job, recording, error)
+        if self._engine_up:
+            self._engine_up = False
+            self._yard.log.error(Event.ENGINE_DOWN, error=error.message[:300])
+        if not error.sent:
+            return self._hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
+        if job.worker_deaths + 1 >= MAX_WORKER_DEATHS:
+            reason = f"in flight at {job.worker_deaths + 1} engine or worker deaths: {error.message}"
+            return self._end(job, State.FAILED, recording, error_kind="engine_died", error=reason)
+        return self._hand_back(job, HandBack.CRASH, error, wait_s=1.0)
+
+    # --- endings -------------------------------------------------------------------------------------
+
+    def _failed(self, job: Claimed, recording: Recording, error: EngineError) -> Ending:
+        """The job's own fault: again with backoff, or for good after the last attempt."""
+        if not attempts_left(job.attempts):
+            return self._end(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
+        return self._hand_back(job, HandBack.FAULT, error, wait_s=2.0 ** (job.attempts + 1))
+
+    def _stopped(self, job: Claimed, recording: Recording, reason: str) -> Ending:
+        if reason == _DRAINED:
+            return self._hand_back(job, HandBack.DRAIN, EngineError("its worker was stopped"), wait_s=0)
+        return self._end(job, State(reason), recording, error_kind=reason, error=f"{reason} while it ran")
+
+    def _end(
+        self,
+        job: Claimed,
+        state: State,
+        recording: Recording,
+        *,
+        error_kind: str | None = None,
+        error: str | None = None,
+    ) -> Ending:
+        """A final ending, with the bill for what the engine says it did."""
+        recording.stop()
+        done, usage = recording.done, recording.usage
+        used = usage.prompt_tokens + usage.completion_tokens
+        cost = token_cost(
+            self._spec.price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+        )
+        return Ending(
+            job_id=job.id,
+            fence=job.fence,
+            state=state,
+            worker_id=self._yard.worker_id,
+            deployment=self._name,
+            catalog=self._yard.catalog_hash,
+            claimed_at=job.claimed_at,
+            wait_ms=job.waited_ms,
+            ttft_ms=recording.ttft_ms,
+            latency_ms=recording.latency_ms,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            cost_usd=cost if used else None,
+            output=recording.text.replace("\x00", "\ufffd") if recording.pieces else None,
+            finish_reason=done.finish_reason if done else None,
+            error_kind=error_kind,
+            error=error.replace("\x00", "") if error else None,
+            fingerprint=done.fingerprint if done else None,
+        )
+
+    def _hand_back(self, job: Claimed, why: HandBack, error: EngineError, *, wait_s: float) -> Ending:
+        self._yard.log.info(Event.JOB_RETRIED, job=job.id, why=str(why), error=error.kind)
+        return Ending(
+            job_id=job.id,
+            fence=job.fence,
+            state=State.QUEUED,
+            worker_id=self._yard.worker_id,
+            deployment=self._name,
+            catalog=self._yard.catalog_hash,
+            claimed_at=job.claimed_at,
+            wait_ms=job.waited_ms,
+            error=error.message[:500].replace("\x00", ""),
+            hand_back=why,
+            retry_in_s=wait_s * random.uniform(0.5, 1.0),  # noqa: S311  # jitter
+        )
+
+    def _flushed(self, done: Finished) -> None:
+        """In the writer's thread, after each commit."""
+        if done.callbacks:
+            self._yard.nudge_callbacks()
+
+    # --- stopping ------------------------------------------------------------------------------------
+
+    async def _honour_stops(self) -> None:
+        if not self._running:
+            return
+        try:
+            asked = await asyncio.to_thread(jobs.stops_requested, self._yard.store, list(self._running))
+        except StoreError as error:
+            self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+            return
+        for job_id, reason in asked.items():
+            if (task := self._running.get(job_id)) is not None and job_id not in self._stopping:
+                self._stopping[job_id] = reason
+                task.cancel()
+
+    async def _drain(self) -> None:
+        self._draining = True
+        deadline = time.monotonic() + self._yard.settings.drain_s
+        while self._claiming:  # noqa: ASYNC110  # a claim under way returns in milliseconds
+            await asyncio.sleep(0.01)
+        for job in self._claimed.values():
+            self._writer.put(self._stopped(job, Recording(), _DRAINED))
+        self._claimed.clear()
+        try:
+            for tier, due, runs in self._inbox.take_all():
+                ids = [first + i for first, n in runs for i in range(n)]
+                await asyncio.to_thread(self._yard.publisher.publish, parcels_to_infer(self._name, tier, due, ids))
+        except BrokerError as error:  # rescue sends them again
+            self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=max(0.0, deadline - time.monotonic()))
+        for task in list(self._running.values()):
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running.values())
+        for pump in asyncio.all_tasks() - {asyncio.current_task()}:
+            pump.cancel()
+        await self._engine.close()
+        self._observer.withdraw()

@@ -1,0 +1,143 @@
+"""What every worker process stands on: settings, catalog, store, broker, and its lease."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import redis
+from celery import Celery, signals
+
+from tieryard import telemetry
+from tieryard.admission import Admission
+from tieryard.catalog import Catalog, load_catalog
+from tieryard.errors import LeaseLostError, StoreError
+from tieryard.metrics import Metrics
+from tieryard.queues import CALLBACKS, BrokerError, Publisher, make_celery
+from tieryard.settings import Settings
+from tieryard.store import Store, workers
+from tieryard.telemetry import Event
+
+_LEASE_LOST_EXIT = 3
+_FAULT_EXIT = 4
+
+
+class Yard:
+    """One process of the fleet. Everything it holds is made here, on purpose, at start."""
+
+    def __init__(self, kind: str, settings: Settings, *, consume: Iterable[str], deployment: str | None = None) -> None:
+        self.kind = kind
+        self.deployment = deployment
+        self.settings = settings
+        telemetry.configure(json=settings.log_json, level=settings.log_level)
+        self.log = telemetry.logger(process=kind, pid=os.getpid(), **({"deployment": deployment} if deployment else {}))
+        self.catalog: Catalog = load_catalog(settings.catalog)
+        self.catalog_hash = self.catalog.hash()
+        self.store = Store(settings.database_url.get_secret_value())
+        self.redis = redis.Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=5, socket_keepalive=True, health_check_interval=10
+        )
+        self.metrics = Metrics(self.redis)
+        self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=consume)
+        self.publisher = Publisher(self.app)
+        self.worker_id = 0
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    @staticmethod
+    def peek_catalog(settings: Settings) -> Catalog:
+        """The catalog, for what must be known before the process is made: which queues there are."""
+        return load_catalog(settings.catalog)
+
+    @staticmethod
+    def on_stop_signals(stop: Callable[[], None]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop())
+
+    @property
+    def patience_s(self) -> float:
+        """How long a nudge may be on its way before rescue takes it for lost: two windows."""
+        return 2 * self.settings.window_s
+
+    def admission(self) -> Admission:
+        return Admission(self.catalog, cache_dir=self.settings.cache_dir)
+
+    def nudge_callbacks(self) -> None:
+        """Tells the callback worker that something is owed. Beat tells it too, so a lost nudge only delays."""
+        try:
+            self.publisher.nudge(CALLBACKS)
+        except BrokerError as error:
+            self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+
+    def join(self) -> None:
+        """Registers this process and keeps its lease alive from a thread of its own."""
+        self.worker_id = workers.register(
+            self.store, self.kind, deployment=self.deployment, lease_s=self.settings.lease_s
+        )
+        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._beating.start()
+        self.log.info(Event.PROCESS_STARTED, worker=self.worker_id)
+
+    def leave(self) -> None:
+        """Gives the lease back and lets go of everything."""
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+            try:
+                workers.retire(self.store, self.worker_id)
+            except StoreError as error:
+                self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+        self.log.info(Event.PROCESS_STOPPED, worker=self.worker_id)
+        self.store.close()
+        self.redis.close()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.settings.heartbeat_s):
+            try:
+                workers.beat(self.store, self.worker_id, lease_s=self.settings.lease_s)
+            except StoreError as error:
+                if isinstance(error, LeaseLostError):
+                    # Whatever it holds is no longer its own. The fence protects the data; leaving at once
+                    # frees the engine for whoever is started in its place.
+                    self.log.error(Event.LEASE_LOST, error=str(error))
+                    os._exit(_LEASE_LOST_EXIT)
+                self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+
+    def die(self, error: BaseException) -> None:
+        """Ends this process at once after a fault of ours: its lease runs out and rescue takes its jobs."""
+        self.log.error(Event.PROCESS_FAILED, error=repr(error)[:500], exc_info=error)
+        os._exit(_FAULT_EXIT)
+
+    def consume(
+        self,
+        *,
+        concurrency: int = 1,
+        started: Callable[[Any], None] = lambda _: None,
+        stopping: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Runs a stock Celery worker until SIGTERM or SIGINT. `started` gets its consumer."""
+
+        def on_ready(sender: Any, **_: Any) -> None:
+            started(sender)
+
+        signals.worker_ready.connect(on_ready, weak=False)
+        self.join()
+        try:
+            self.app.worker_main(
+                [
+                    "worker",
+                    "--pool=threads",
+                    f"--concurrency={concurrency}",
+                    f"--hostname={self.kind}-{os.getpid()}@%h",
+                    "--without-gossip",
+                    "--without-mingle",
+                    "--without-heartbeat",
+                    "--loglevel=WARNING",
+                ]
+            )
+        finally:
+            stopping()
+            self.leave()
