@@ -39,7 +39,7 @@ class EmbeddedPostgres:
         import psycopg
 
         with psycopg.connect(self.url, autocommit=True) as connection:
-            if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone():
                 connection.execute(f'CREATE DATABASE "{name}"')
         return self.url_of(name)
 

@@ -1,0 +1,67 @@
+"""What a realtime job waits behind a long bulk queue, beside what it waits on the idle fleet.
+
+The engine is the fake vLLM: it has a real capacity and a real decode rate, so bulk keeps it full.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from pathlib import Path
+
+import httpx
+import orjson
+
+from tests.benchmarks.figures import Figure
+from tieryard.embedded import free_port
+from tieryard.supervisor import Fleet
+from tieryard.testing.fake_vllm import FakePlan, FakeVllm
+
+CATALOG = Path(__file__).parents[1] / "catalogs" / "fake.yaml"
+KEY = "ty_bench"
+PROBES = 60
+BULK = 10_000
+
+
+def wait_ms(client: httpx.Client) -> float:
+    """One realtime job's wait from acceptance to claim, as its timing row has it."""
+    job = client.post("/v1/jobs", json={"prompt": "Say hi.", "tier": "realtime", "max_tokens": 4}).json()
+    while job.get("finished_at") is None:
+        time.sleep(0.01)
+        job = client.get(f"/v1/jobs/{job['id']}").json()
+    if job["state"] != "succeeded":
+        raise SystemExit(f"realtime job: {job}")
+    return float(job["timings"]["wait_ms"])
+
+
+def run(work: Path) -> list[Figure]:
+    os.environ["TIERYARD_API_KEY"] = KEY
+    plan = FakePlan(ttft_ms=20, tokens_per_s=200, capacity=32)
+    with FakeVllm.in_thread(plan) as fake:
+        catalog = work / "fake.yaml"
+        catalog.write_text(CATALOG.read_text().replace("FAKE_URL", fake.url))
+        with Fleet(work / "fleet", port=free_port(), catalog=catalog) as fleet:
+            fleet.wait_until_ready()
+            headers = {"authorization": f"Bearer {KEY}"}
+            with httpx.Client(base_url=fleet.url, headers=headers, timeout=120, trust_env=False) as client:
+                for _ in range(5):
+                    wait_ms(client)
+                idle = [wait_ms(client) for _ in range(PROBES)]
+                lines = [orjson.dumps({"prompt": f"Write about {i}.", "max_tokens": 32}) for i in range(BULK)]
+                bulk = client.post(
+                    "/v1/jobs?tier=bulk", content=b"\n".join(lines), headers={"content-type": "application/x-ndjson"}
+                ).json()
+                while client.get(f"/v1/batches/{bulk['id']}").json()["counts"]["succeeded"] < 100:
+                    time.sleep(0.1)
+                behind = [wait_ms(client) for _ in range(PROBES)]
+                counts = client.get(f"/v1/batches/{bulk['id']}").json()["counts"]
+                if counts["succeeded"] > BULK - 1000:
+                    raise SystemExit(f"the bulk queue ran dry while probing: {counts}")
+    p95 = lambda values: statistics.quantiles(values, n=20, method="inclusive")[-1]  # noqa: E731
+    peer = "the same on the idle fleet"
+    return [
+        Figure.of("realtime_wait_p50_behind_10000_bulk", "ms", [statistics.median(behind)], peer=peer,
+                  peer_values=[statistics.median(idle)]),
+        Figure.of("realtime_wait_p95_behind_10000_bulk", "ms", [p95(behind)], peer=peer, peer_values=[p95(idle)]),
+    ]  # fmt: skip
