@@ -8,7 +8,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from celery.beat import Service
+from celery.beat import Scheduler, Service
 
 from tieryard.errors import UserError
 from tieryard.queues import CALLBACKS, EXPAND, declare, model_queue, tier_queue
@@ -113,7 +113,7 @@ def beat() -> None:
             "schedule": every_s,
             "options": {"queue": name, "expires": every_s},
         }
-    service = Service(yard.app, max_interval=1)
+    service = Service(yard.app, max_interval=1, scheduler_cls=Scheduler)  # in memory: the default one pickles
     Yard.on_stop_signals(lambda: service.stop(wait=False))
     yard.join()
     try:
@@ -130,6 +130,8 @@ def health() -> None:
 
 
 def main() -> None:
+    # A parcel is too small to share out: the tokenizer's threads would only take cores from other processes.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("C_FORCE_ROOT", "1")  # containers run as who they run; messages are JSON, never code
     try:
         cli()

@@ -90,11 +90,11 @@ class Classifier:
                 requests.append(parse_job(job.body))
                 readable.append(job)
             except RequestError as error:  # saved under an older version's rules
-                refused.append(Routed(job.id, job.fence, None, "chat", str(error), {}))
+                refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
         features = self._admission.features(requests)
         decisions: list[Decision] = decide_many(features, snapshot)
         return refused + [
-            Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f.to_dict())
+            Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f)
             for job, f, d in zip(readable, features, decisions, strict=True)
         ]
 

@@ -30,6 +30,7 @@ from tieryard.metrics import Gauge
 from tieryard.queues import BrokerError, parcels_to_infer
 from tieryard.requests import parse_job
 from tieryard.store import jobs
+from tieryard.store.connection import storable
 from tieryard.store.finish import Ending, Finished, HandBack, attempts_left
 from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
@@ -93,6 +94,8 @@ class Inference:
             asyncio.run_coroutine_threadsafe(self._drain(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+            self._loop.close()
             self._writer.close()
         self._yard.log.info(Event.WORKER_DRAINED)
 
@@ -315,10 +318,10 @@ class Inference:
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
             cost_usd=cost if used else None,
-            output=recording.text.replace("\x00", "\ufffd") if recording.pieces else None,
+            output=storable(recording.text) if recording.pieces else None,
             finish_reason=done.finish_reason if done else None,
             error_kind=error_kind,
-            error=error.replace("\x00", "") if error else None,
+            error=storable(error) if error else None,
             fingerprint=done.fingerprint if done else None,
         )
 
@@ -333,7 +336,7 @@ class Inference:
             catalog=self._yard.catalog_hash,
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
-            error=error.message[:500].replace("\x00", ""),
+            error=storable(error.message[:500]),
             hand_back=why,
             retry_in_s=wait_s * random.uniform(0.5, 1.0),  # noqa: S311  # jitter
         )

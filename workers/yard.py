@@ -91,6 +91,7 @@ class Yard:
             except StoreError as error:
                 self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
         self.log.info(Event.PROCESS_STOPPED, worker=self.worker_id)
+        self.app.close()
         self.store.close()
         self.redis.close()
 

@@ -1,0 +1,274 @@
+"""The inference loop over real Postgres and Valkey, with an engine that does what its prompt says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.conftest import eventually
+from tieryard.engines import Delta, Done, Stream, Usage
+from tieryard.errors import BadRequestError, EngineBusyError, EngineDownError, EngineTimeoutError
+from tieryard.ids import to_runs
+from tieryard.settings import Settings
+from tieryard.store import Store, jobs
+from tieryard.store.jobs import NewJob
+from workers.classify import Classifier
+from workers.infer import Inference
+from workers.yard import Yard
+
+
+@dataclass
+class ScriptedEngine:
+    """Obeys the first word of the prompt; `go` lets `wait` requests finish."""
+
+    up: bool = True
+    running: set[str] = field(default_factory=set)
+    seen: list[tuple[str, int]] = field(default_factory=list)
+    """(prompt, requests in flight with it) in the order they started."""
+    most: int = 0
+    go: threading.Event = field(default_factory=threading.Event)
+
+    async def start(self) -> None:
+        if not self.up:
+            raise EngineDownError("not up", sent=False)
+
+    async def healthy(self) -> bool:
+        return self.up
+
+    async def close(self) -> None:
+        pass
+
+    async def stream(self, body: dict[str, Any]) -> Stream:
+        prompt = body["messages"][-1]["content"]
+        self.running.add(prompt)
+        self.most = max(self.most, len(self.running))
+        self.seen.append((prompt, len(self.running)))
+        try:
+            match prompt.split()[0]:
+                case "refuse":
+                    raise BadRequestError("no")
+                case "busy":
+                    raise EngineBusyError("full", retry_after_s=0.2)
+                case "timeout":
+                    raise EngineTimeoutError("nothing came")
+                case "crash":
+                    self.up = False
+                    raise EngineDownError("reset")
+                case "unsent":
+                    self.up = False
+                    raise EngineDownError("refused", sent=False)
+                case "bug":
+                    raise ZeroDivisionError("a fault of ours")
+                case "nul":
+                    yield Delta("a\x00b\ud800")
+                case "wait":
+                    yield Delta("some", Usage(7, 3))
+                    while not self.go.is_set():
+                        await asyncio.sleep(0.01)
+            yield Delta("done")
+            yield Done("stop", Usage(7, 5))
+        finally:
+            self.running.discard(prompt)
+
+
+@dataclass
+class Bench:
+    """One inference worker with its engine, and the yard's other hands to bring it jobs."""
+
+    yard: Yard
+    engine: ScriptedEngine
+    worker: Inference
+    classifier: Classifier
+    tenant: int
+    gates: list[bool] = field(default_factory=list)
+
+    def bring(self, *prompts: str, tier: str = "batch", offer: bool = True) -> list[int]:
+        """Saves, routes and offers jobs: their ids."""
+        deadline = datetime.now(tz=UTC) + timedelta(hours=1)
+        ids = []
+        for prompt in prompts:
+            body = orjson.dumps({"prompt": prompt, "model": "short"}).decode()
+            ids.append(jobs.save_job(self.yard.store, NewJob(self.tenant, tier, body, deadline), patience_s=60)[0])
+        runs = to_runs(ids)
+        self.classifier.classify(tier, deadline.timestamp(), runs)
+        if offer:
+            self.worker.offer(tier, deadline.timestamp(), runs)
+        return ids
+
+    def again(self, job_id: int) -> None:
+        """What rescue does when a backoff is over."""
+        self.yard.store.fetch("UPDATE job SET not_before = NULL WHERE id = %(id)s RETURNING id", {"id": job_id})
+        self.classifier.classify("batch", 0.0, [(job_id, 1)])
+        self.worker.offer("batch", 0.0, [(job_id, 1)])
+
+    def row(self, job_id: int, columns: str = "state") -> Any:
+        found = self.yard.store.fetch(f"SELECT {columns} FROM job WHERE id = %(id)s", {"id": job_id})[0]
+        return found if "," in columns else found[0]
+
+    def until(self, job_id: int, state: str) -> None:
+        eventually(lambda: self.row(job_id) == state, what=f"job {job_id} {state}")
+
+    def outcomes(self, job_id: int) -> list[str]:
+        rows = self.yard.store.fetch("SELECT outcome FROM timing WHERE job_id = %(id)s ORDER BY fence", {"id": job_id})
+        return [row[0] for row in rows]
+
+
+@pytest.fixture
+def bench(settings: Settings, store: Store, tenant: int) -> Iterator[Bench]:
+    yard = Yard("infer", settings, consume=["model.short"], deployment="short")
+    yard.join()
+    engine = ScriptedEngine()
+    worker = Inference(yard, "short", engine=engine)
+    bench = Bench(yard, engine, worker, Classifier(yard, yard.admission()), tenant)
+    worker.start(bench.gates.append)
+    yield bench
+    engine.go.set()
+    engine.up = True
+    worker.drain()
+    yard.leave()
+
+
+def test_a_job_ends_with_result_timing_and_bill(bench: Bench) -> None:
+    [job] = bench.bring("hello")
+    bench.until(job, "succeeded")
+    assert bench.yard.store.fetch("SELECT output, finish_reason, error FROM result") == [("done", "stop", None)]
+    [(ttft, latency, tokens)] = bench.yard.store.fetch("SELECT ttft_ms, latency_ms, completion_tokens FROM timing")
+    assert 0 <= ttft <= latency
+    assert tokens == 5
+    [(kind, cost)] = bench.yard.store.fetch("SELECT kind, cost_usd::text FROM ledger")
+    assert (kind, cost) == ("inference", "0.0000027")  # 7 × 0.10 + 5 × 0.40 dollars a million
+
+
+def test_a_permanent_refusal_fails_at_once(bench: Bench) -> None:
+    [job] = bench.bring("refuse this")
+    bench.until(job, "failed")
+    assert bench.yard.store.fetch("SELECT error_kind, error FROM result") == [("bad_request", "no")]
+    assert bench.yard.store.fetch("SELECT count(*) FROM ledger") == [(0,)]
+
+
+def test_own_faults_are_counted_and_the_third_is_the_last(bench: Bench) -> None:
+    [job] = bench.bring("timeout please")
+    for attempt in (1, 2):
+        eventually(lambda n=attempt: bench.row(job, "state, attempts") == ("queued", n), what="the hand-back")
+        assert bench.row(job, "not_before > now()")
+        bench.again(job)
+    bench.until(job, "failed")
+    assert bench.outcomes(job) == ["fault", "fault", "failed"]
+
+
+def test_a_full_engine_is_not_the_jobs_fault(bench: Bench) -> None:
+    [job] = bench.bring("busy now")
+    eventually(lambda: bench.outcomes(job) == ["outage"], what="the hand-back")
+    assert bench.row(job, "state, attempts, worker_deaths") == ("queued", 0, 0)
+
+
+def test_an_engine_that_was_never_reached_costs_nothing(bench: Bench) -> None:
+    [job] = bench.bring("unsent one")
+    eventually(lambda: bench.outcomes(job) == ["outage"], what="the hand-back")
+    assert bench.row(job, "state, attempts, worker_deaths") == ("queued", 0, 0)
+
+
+def test_the_third_engine_death_fails_the_job_and_it_ran_alone(bench: Bench) -> None:
+    [job] = bench.bring("crash it")
+    for deaths in (1, 2):
+        eventually(lambda n=deaths: bench.row(job, "state, worker_deaths") == ("queued", n), what="the hand-back")
+        bench.engine.up = True
+        bench.again(job)
+        if deaths == 1:
+            continue
+    bench.until(job, "failed")
+    assert bench.outcomes(job) == ["crash", "crash", "failed"]
+    assert bench.yard.store.fetch("SELECT error_kind FROM result") == [("engine_died",)]
+
+
+def test_a_suspect_starts_with_nothing_beside_it(bench: Bench) -> None:
+    waiting = bench.bring("wait a", "wait b")
+    eventually(lambda: len(bench.engine.running) == 2, what="two running")
+    [suspect] = bench.bring("suspect", offer=False)
+    bench.yard.store.fetch("UPDATE job SET worker_deaths = 2 WHERE id = %(id)s RETURNING id", {"id": suspect})
+    bench.worker.offer("batch", 0.0, [(suspect, 1)])
+    bench.until(suspect, "running")
+    [later] = bench.bring("later")
+    bench.engine.go.set()
+    for job in (*waiting, suspect, later):
+        bench.until(job, "succeeded")
+    assert dict(bench.engine.seen)["suspect"] == 1
+    assert [prompt for prompt, _ in bench.engine.seen[-2:]] == ["suspect", "later"]
+
+
+def test_a_fault_of_ours_costs_an_attempt_and_not_the_worker(bench: Bench) -> None:
+    [job] = bench.bring("bug here")
+    eventually(lambda: bench.row(job, "state, attempts") == ("queued", 1), what="the hand-back")
+    [other] = bench.bring("hello")
+    bench.until(other, "succeeded")
+
+
+def test_text_that_postgres_cannot_hold_is_mended(bench: Bench) -> None:
+    [job] = bench.bring("nul please")
+    bench.until(job, "succeeded")
+    assert bench.yard.store.fetch("SELECT output FROM result") == [("a\ufffdb?done",)]
+
+
+def test_cancel_aborts_the_request_and_bills_what_it_used(bench: Bench) -> None:
+    [job] = bench.bring("wait long")
+    eventually(lambda: bench.engine.running, what="the request")
+    assert jobs.cancel(bench.yard.store, [job], tenant_id=bench.tenant) == (0, 1)
+    bench.until(job, "cancelled")
+    assert not bench.engine.running
+    assert bench.yard.store.fetch("SELECT prompt_tokens, completion_tokens FROM ledger") == [(7, 3)]
+
+
+def test_realtime_starts_though_bulk_holds_every_slot_it_may(bench: Bench) -> None:
+    spec = bench.yard.catalog.deployments["short"]
+    bench.bring(*(f"wait {i}" for i in range(spec.max_in_flight * 2)), tier="bulk")
+    full = spec.max_in_flight - spec.realtime_reserve
+    eventually(lambda: len(bench.engine.running) == full, what="bulk to fill its share")
+    [urgent] = bench.bring("now", tier="realtime")
+    bench.until(urgent, "succeeded")
+    assert len(bench.engine.running) == full
+    bench.engine.go.set()
+
+
+def test_never_more_in_flight_than_the_catalog_allows(bench: Bench) -> None:
+    spec = bench.yard.catalog.deployments["short"]
+    found = bench.bring(*(f"wait {i}" for i in range(spec.max_in_flight * 3)), tier="realtime")
+    eventually(lambda: len(bench.engine.running) == spec.max_in_flight, what="a full engine")
+    bench.engine.go.set()
+    for job in found:
+        bench.until(job, "succeeded")
+    assert bench.engine.most == spec.max_in_flight
+
+
+def test_a_nudge_that_comes_twice_runs_once(bench: Bench) -> None:
+    [job] = bench.bring("hello")
+    for _ in range(3):
+        bench.worker.offer("batch", 0.0, [(job, 1)])
+    bench.until(job, "succeeded")
+    [other] = bench.bring("hello again")
+    bench.until(other, "succeeded")
+    assert [p for p, _ in bench.engine.seen] == ["hello", "hello again"]
+
+
+def test_drain_finishes_what_runs_and_hands_the_rest_back(settings: Settings, store: Store, tenant: int) -> None:
+    yard = Yard("infer", settings.model_copy(update={"drain_s": 0.2}), consume=["model.short"], deployment="short")
+    yard.join()
+    engine = ScriptedEngine()
+    worker = Inference(yard, "short", engine=engine)
+    bench = Bench(yard, engine, worker, Classifier(yard, yard.admission()), tenant)
+    worker.start(bench.gates.append)
+    found = bench.bring(*(f"wait {i}" for i in range(200)))
+    eventually(lambda: len(engine.running) == 60, what="a full engine")
+    worker.drain()
+    assert {bench.row(job) for job in found} == {"queued", "routed"}
+    rows = yard.store.fetch("SELECT outcome, count(*) FROM timing GROUP BY outcome")
+    assert dict(rows).keys() == {"drain"}
+    assert yard.redis.llen("model.short") > 0, "what was in the inbox goes back to the queue"
+    assert {bench.row(job, "attempts, worker_deaths") for job in found} == {(0, 0)}
+    yard.leave()
