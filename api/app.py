@@ -20,7 +20,13 @@ from tieryard.errors import AuthError, NotFoundError, StoreError, UserError
 from tieryard.requests import JobCreate
 from tieryard.settings import Settings
 
-_TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 503: "unavailable_error"}
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    500: "server_error",
+    503: "unavailable_error",
+}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -30,8 +36,10 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         telemetry.configure(json=settings.log_json, level=settings.log_level)
         app.state.tieryard = State(settings)
-        yield
-        app.state.tieryard.close()
+        try:
+            yield
+        finally:
+            app.state.tieryard.close()
 
     app = FastAPI(
         title="Tieryard",
@@ -47,6 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(StoreError, _on_store_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -59,7 +68,8 @@ async def _on_user_error(request: Request, error: Exception) -> JSONResponse:  #
     assert isinstance(error, UserError)
     status = 401 if isinstance(error, AuthError) else 404 if isinstance(error, NotFoundError) else 400
     headers = {"www-authenticate": "Bearer"} if status == 401 else None
-    body = ErrorBody(message=str(error), type=_TYPES[status], code=error.code, param=error.param, line=error.line)
+    message = error.message if status == 404 else str(error)  # "no job 'job_7'" names its kind already
+    body = ErrorBody(message=message, type=_TYPES[status], code=error.code, param=error.param, line=error.line)
     return _answer(status, body, headers)
 
 
@@ -82,6 +92,12 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
     body = ErrorBody(message=message, type=_TYPES.get(error.status_code, _TYPES[400]), code="http_error")
     return _answer(error.status_code, body, dict(error.headers or {}))
+
+
+async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    """A fault of ours. Uvicorn logs it; the caller learns that it was one, and nothing of the inside."""
+    body = ErrorBody(message="this is a fault of the fleet; its log has more", type=_TYPES[500], code="internal_error")
+    return _answer(500, body)
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:

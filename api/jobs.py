@@ -4,7 +4,9 @@ Next: a single job is at `workers/classify.py`, a list at `workers/expand.py`.""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,17 +17,18 @@ from pydantic import AnyHttpUrl, TypeAdapter, ValidationError
 
 from api.shapes import BatchPublic, ErrorPublic, JobPage, JobPublic, StoryPublic
 from api.state import State, StateDep, TenantDep
-from tieryard.errors import RequestError
+from tieryard.errors import NotFoundError, RequestError
 from tieryard.ids import internal, public
 from tieryard.job import State as JobState
 from tieryard.queues import EXPAND, BrokerError, parcels_to_classify
-from tieryard.requests import Duration, parse_job
+from tieryard.requests import Duration, parse_job, refusal
 from tieryard.store import batches, jobs, reads
 from tieryard.store.batches import NewBatch
 from tieryard.store.jobs import NewJob
 
 router = APIRouter(prefix="/v1", responses={c: {"model": ErrorPublic} for c in (400, 401, 404, 413, 422, 503)})
 
+_STARTS_LIST = re.compile(rb"\s*\[")
 _NDJSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
 _BODY = {
     "requestBody": {
@@ -69,18 +72,16 @@ async def create_jobs(
     callback_url: Annotated[str | None, Query(description="Told when a list is finished.")] = None,
 ) -> JobPublic | BatchPublic:
     """Accepts one job, or a list that becomes a batch. Nothing is saved unless all of it is valid."""
-    body = await request.body()
+    body = (await request.body()).removeprefix(codecs.BOM_UTF8)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in _NDJSON:
-        lines = [line for line in body.split(b"\n") if line.strip()]
-    elif body.lstrip()[:1] == b"[":
-        lines = _split_list(body)
-    else:
-        return await run_in_threadpool(_create_one, state, tenant_id, body, tier)
     options = _list_options(completion_window, callback_url)
-    batch_id = await run_in_threadpool(_create_list, state, tenant_id, lines, tier, options)
-    row = await run_in_threadpool(reads.get_batch, state.store, batch_id, tenant_id=tenant_id)
-    return BatchPublic.of(row)
+    if kind in _NDJSON or _STARTS_LIST.match(body):
+        # A long list takes seconds to read and check: never on the event loop.
+        return await run_in_threadpool(_create_list, state, tenant_id, body, kind in _NDJSON, tier, options)
+    for name, value in options.items():
+        if value is not None:
+            raise RequestError("is for lists; a single job says it in its body", param=name)
+    return await run_in_threadpool(_create_one, state, tenant_id, body, tier)
 
 
 @router.get("/jobs")
@@ -98,7 +99,7 @@ def list_jobs(
     wanted = reads.JobFilter(
         state=job_state, tier=tier, deployment=deployment, batch_id=internal("batch", batch) if batch else None
     )
-    after_id = internal("job", after) if after else None
+    after_id = _cursor(after)
     rows = reads.list_jobs(state.store, tenant_id=tenant_id, wanted=wanted, after=after_id, limit=limit + 1)
     page = rows[:limit]
     more = len(rows) > limit
@@ -152,44 +153,68 @@ def _create_one(state: State, tenant_id: int, body: bytes, tier: str | None) -> 
     )
 
 
-def _create_list(state: State, tenant_id: int, lines: list[bytes], tier: str | None, options: dict[str, Any]) -> int:
-    """All or nothing: the first bad line refuses the list, by its number."""
+def _create_list(
+    state: State, tenant_id: int, body: bytes, is_lines: bool, tier: str | None, options: dict[str, Any]
+) -> BatchPublic:
+    """All or nothing: the first bad line refuses the list, by its number (in the file, or in the list)."""
+    lines = _split_lines(body) if is_lines else _split_list(body)
     if not lines:
         raise RequestError("expected at least one job")
     if len(lines) > state.settings.max_list_jobs:
         raise RequestError(f"{len(lines)} jobs; a list may have {state.settings.max_list_jobs}")
     shared: str | None = None
-    for number, line in enumerate(lines, start=1):
+    first = lines[0][0]
+    for number, line in lines:
         wanted = parse_job(line, line=number)
         state.admission.check(wanted, callbacks=state.signs_callbacks, line=number)
         own = state.admission.tier_of(wanted, tier)
         shared = shared or own
         if own != shared:
-            raise RequestError(f"a list has one tier; this is '{own}', line 1 is '{shared}'", param="tier", line=number)
+            message = f"a list has one tier; this is '{own}', line {first} is '{shared}'"
+            raise RequestError(message, param="tier", line=number)
         if wanted.completion_window is not None:
             raise RequestError("give a list's window in the query", param="completion_window", line=number)
     assert shared is not None
-    deadline = datetime.now(tz=UTC) + state.catalog.due_in(shared, options["window"])
+    deadline = datetime.now(tz=UTC) + state.catalog.due_in(shared, options["completion_window"])
     if options["callback_url"] is not None and not state.signs_callbacks:
         raise RequestError("callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET", param="callback_url")
-    new = NewBatch(tenant_id, shared, [_text(line) for line in lines], deadline, callback_url=options["callback_url"])
+    texts = [_text(line) for _, line in lines]
+    new = NewBatch(tenant_id, shared, texts, deadline, callback_url=options["callback_url"])
     batch_id = batches.save_batch(state.store, new)
     with contextlib.suppress(BrokerError):
         state.publisher.nudge(EXPAND)
-    return batch_id
+    return BatchPublic.of(reads.get_batch(state.store, batch_id, tenant_id=tenant_id))
 
 
-def _split_list(body: bytes) -> list[bytes]:
-    """A JSON list's members, each as JSON again."""
+def _split_lines(body: bytes) -> list[tuple[int, bytes]]:
+    """The lines that are not blank, with the number each has in the file."""
+    return [(number, line) for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()]
+
+
+def _split_list(body: bytes) -> list[tuple[int, bytes]]:
+    """A JSON list's members, each as JSON again, numbered from 1."""
     try:
         members = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise RequestError(f"not valid JSON: {error}") from None
-    return [orjson.dumps(member) for member in members]
+    lines: list[tuple[int, bytes]] = []
+    for number, member in enumerate(members, start=1):
+        try:
+            lines.append((number, orjson.dumps(member)))
+        except orjson.JSONEncodeError:  # orjson reads deeper nesting than it writes
+            raise RequestError("is nested too deeply", line=number) from None
+    return lines
+
+
+def _cursor(after: str | None) -> int | None:
+    try:
+        return internal("job", after) if after else None
+    except NotFoundError:
+        raise RequestError(f"'{after}' is no cursor; pass the `next` of a page", param="after") from None
 
 
 def _text(body: bytes) -> str:
-    """The caller's JSON as it is stored. A NUL cannot be, and JSON has no use for a raw one."""
+    """The caller's JSON as it is stored. `parse_job` has proved it UTF-8 and free of NUL."""
     return body.decode("utf-8").strip()
 
 
@@ -204,6 +229,5 @@ def _list_options(window: str | None, callback_url: str | None) -> dict[str, Any
         param = "callback_url"
         url = _url.validate_python(callback_url)
     except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise RequestError(message[:1].lower() + message[1:], param=param) from None
-    return {"window": parsed, "callback_url": str(url) if url else None}
+        raise RequestError(refusal(error).message, param=param) from None
+    return {"completion_window": parsed, "callback_url": str(url) if url else None}

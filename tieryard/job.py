@@ -34,7 +34,6 @@ WAITING = frozenset({State.QUEUED, State.ROUTED})
 class Mover(StrEnum):
     """Who moves a job: the file in `workers/` that does it, or the caller's request."""
 
-    EXPAND = "expand"
     CLASSIFY = "classify"
     INFER = "infer"
     RESCUE = "rescue"

@@ -15,8 +15,9 @@ from typing import Any
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
-from tieryard.catalog import REALTIME, Catalog
+from tieryard.catalog import REALTIME
 from tieryard.errors import TieryardError
 from tieryard.ids import Run, cut, to_runs
 
@@ -68,16 +69,6 @@ def parcels_to_infer(deployment: str, tier: str, due: float, ids: Iterable[int])
     return [Parcel(model_queue(deployment), "infer", tier, due, p) for p in cut(to_runs(ids), parcel_size(tier))]
 
 
-def all_queues(catalog: Catalog) -> list[str]:
-    """Every queue of this catalog, tiers most urgent first (as the catalog lists them)."""
-    return [
-        *(tier_queue(tier) for tier in catalog.tiers),
-        *(model_queue(name) for name in catalog.deployments),
-        EXPAND,
-        CALLBACKS,
-    ]
-
-
 def declare(name: str) -> Queue:
     return Queue(name, _DEFAULT_EXCHANGE, routing_key=name)
 
@@ -112,6 +103,10 @@ def make_celery(redis_url: str, *, consume: Iterable[str] = ()) -> Celery:
             "health_check_interval": 10,
             "retry_on_timeout": True,
             "polling_interval": 1,
+            # Publishing: one more try, then the jobs are rescue's to publish. Kombu's own patience is 6 s a message.
+            "max_retries": 1,
+            "interval_start": 0,
+            "interval_step": 0.1,
         },
     )
     return app
@@ -152,6 +147,6 @@ class Publisher:
                         **message.properties,
                     )
                     sent += 1
-        except (OperationalError, ConnectionError, OSError) as error:
+        except (OperationalError, RedisError, OSError) as error:
             raise BrokerError(f"Redis is away: {error}") from error
         return sent

@@ -5,12 +5,28 @@ Nothing has an unsafe default: a database, a broker and a catalog must be named.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tieryard.errors import UserError
+
+
+def _webhook_secret(value: SecretStr | None) -> SecretStr | None:
+    """Standard Webhooks' form, so that a wrong one is refused at start and not at the first delivery."""
+    if value is None:
+        return None
+    prefix, _, encoded = value.get_secret_value().partition("_")
+    try:
+        length = len(b64decode(encoded, validate=True)) if prefix == "whsec" else 0
+    except ValueError:
+        length = 0
+    if length < 24:
+        raise ValueError("expected whsec_ and the base64 of 24 bytes or more")
+    return value
 
 
 class Settings(BaseSettings):
@@ -21,9 +37,9 @@ class Settings(BaseSettings):
     catalog: Path = Field(description="Path of tieryard.yaml.")
 
     api_key: SecretStr | None = Field(
-        default=None, description="Key made for the first tenant when the database has none."
+        default=None, description="A key that the tenant `default` has: added at every start, unless it exists."
     )
-    webhook_secret: SecretStr | None = Field(
+    webhook_secret: Annotated[SecretStr | None, AfterValidator(_webhook_secret)] = Field(
         default=None, description="`whsec_…`, signs callbacks. Without it jobs with a callback_url are refused."
     )
     cache_dir: Path = Field(

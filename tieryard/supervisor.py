@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from tieryard.catalog import Catalog, load_catalog
-from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey
+from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
 from tieryard.errors import TieryardError, UserError
 from tieryard.store import Store, keys
 from tieryard.store.migrate import migrate
@@ -31,7 +29,6 @@ _LOCAL_CATALOG = Path(__file__).with_name("local.yaml")
 _READY_WITHIN_S = 120.0
 _STOP_WITHIN_S = 40.0
 _STEADY_S = 10.0  # a process that ran this long is started again at once
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(slots=True)
@@ -60,6 +57,8 @@ class Fleet:
         self._stack = contextlib.ExitStack()
         self.children: dict[str, Child] = {}
         self.stopping = threading.Event()
+        self.postgres: EmbeddedPostgres | None = None
+        self.valkey: EmbeddedValkey | None = None
         self.database_url = ""
         self.redis_url = ""
 
@@ -86,6 +85,7 @@ class Fleet:
         self.database_url = postgres.create_database("tieryard")
         valkey = self._stack.enter_context(EmbeddedValkey(self._data / "valkey"))
         self.redis_url = valkey.url
+        self.postgres, self.valkey = postgres, valkey
         migrate(self.database_url)
         self._ensure_key()
         tokenizers.join()
@@ -119,6 +119,12 @@ class Fleet:
 
     def tend(self) -> None:
         """Starts again what has stopped by itself, later and later if it keeps stopping."""
+        for name, server in (("Postgres", self.postgres), ("Valkey", self.valkey)):
+            try:
+                if server is not None and server.ensure():
+                    self._say(f"{name} had stopped and was started again")
+            except TieryardError as error:
+                self._say(f"{name} has stopped: {error}")
         now = time.monotonic()
         for child in self.children.values():
             if child.process is None:
@@ -164,7 +170,7 @@ class Fleet:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops them in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
         child.started_at = time.monotonic()
 
@@ -245,9 +251,3 @@ def _only_one(data_dir: Path) -> Iterator[None]:
         except OSError:
             raise UserError(f"another fleet runs on {data_dir}; stop it or choose another --data-dir") from None
         yield
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: SIGTERM when the supervisor dies, however it dies (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -15,7 +15,7 @@ import jinja2.sandbox
 import orjson
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tieryard.errors import UserError
+from tieryard.errors import RequestError, UserError
 
 UTF8 = "utf8"
 """A tokenizer that gives every UTF-8 byte a token: an upper bound for any byte-level tokenizer."""
@@ -34,7 +34,10 @@ class TokenCounter:
     _render: Callable[[list[dict[str, str]]], str] | None
 
     def count(self, conversations: list[list[dict[str, str]]]) -> list[int]:
-        """Prompt tokens of each conversation, exactly as served where the chat template is known."""
+        """Prompt tokens of each conversation, exactly as served where the chat template is known.
+
+        Raises RequestError when the template refuses one of them.
+        """
         if self._render is not None:
             return self._encode([self._render(c) for c in conversations])
         texts = [m["content"] for c in conversations for m in c]
@@ -80,13 +83,22 @@ def _template(config_file: Path) -> Callable[[list[dict[str, str]]], str] | None
     if not isinstance(source, str):
         return None
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
     compiled = environment.from_string(source)
     special = {k: _text(config.get(k)) for k in ("bos_token", "eos_token")}
 
     def render(conversation: list[dict[str, str]]) -> str:
-        return compiled.render(messages=conversation, add_generation_prompt=True, **special)
+        try:
+            return compiled.render(messages=conversation, add_generation_prompt=True, **special)
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+            raise RequestError(f"the model's chat template refuses it: {error}", param="messages") from None
 
     return render
+
+
+def _refuse(message: str) -> None:
+    """What templates call when a conversation is not one that the model was trained on."""
+    raise jinja2.TemplateError(message)
 
 
 def _text(token: Any) -> str:

@@ -21,6 +21,7 @@ from tieryard.errors import TieryardError
 
 MAX_ATTEMPTS = 12
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 12 * 3600.0
+_LONGEST_RETRY_AFTER_S = 24 * 3600.0
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0)
 
 # Besides everything `is_global` refuses: ways to write a private IPv4 address inside a public-looking IPv6 one.
@@ -28,9 +29,13 @@ _DENIED = [
     ipaddress.ip_network(n)
     for n in (
         "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::ffff:0:0/96",
-        "100.64.0.0/10", "224.0.0.0/4", "ff00::/8",
+        "3fff::/20", "100.64.0.0/10", "224.0.0.0/4", "ff00::/8",
     )
 ]  # fmt: skip
+
+
+_PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+"""All that is given out for global unicast."""
 
 
 class ForbiddenAddressError(TieryardError):
@@ -44,12 +49,15 @@ class DeliveryError(TieryardError):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+        """What the receiver asked for, a day at the most."""
         self.gone = status == 410
 
 
 def allowed(address: str) -> bool:
     """Whether callbacks may go to this IP address."""
     ip = ipaddress.ip_address(address)
+    if ip.version == 6 and ip not in _PUBLIC_IPV6:
+        return False
     return ip.is_global and not ip.is_multicast and not any(ip in net for net in _DENIED if net.version == ip.version)
 
 
@@ -104,7 +112,9 @@ def deliver(
         raise DeliveryError(f"{type(error).__name__}: {error}") from error
     if 200 <= status < 300:
         return status
-    wait = float(retry_after) if retry_after.isdigit() else None
+    wait = (
+        min(float(retry_after), _LONGEST_RETRY_AFTER_S) if retry_after.isdecimal() and retry_after.isascii() else None
+    )
     raise DeliveryError(f"the receiver answered {status}", status=status, retry_after_s=wait)
 
 

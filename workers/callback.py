@@ -1,4 +1,5 @@
-"""Receives a nudge that callbacks are owed. Takes due rows of the outbox and delivers them, signed.
+"""Receives a nudge that callbacks are owed. Takes due rows of the outbox, one after another.
+Delivers each, signed, to an address that was checked, and writes down how it went.
 Next: a delivered row is settled; a failed one waits for its next attempt, and beat's tick finds it."""
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def deliver_one(yard: Yard, owed: Owed) -> None:
     except DeliveryError as failed:
         status, error = failed.status, str(failed)
         wait_s = None if failed.gone else webhooks.next_wait_s(owed.attempt, failed.retry_after_s)
+    except Exception as fault:  # one address that trips us must not be tried every minute for ever
+        error, wait_s = f"{type(fault).__name__} while delivering", webhooks.next_wait_s(owed.attempt)
     outbox.settle(yard.store, owed.id, status=status, error=error, retry_in_s=wait_s)
     if error is None:
         yard.log.info(Event.CALLBACK_SENT, outbox=owed.id, attempt=owed.attempt)

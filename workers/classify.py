@@ -14,9 +14,8 @@ from tieryard.errors import RequestError
 from tieryard.ids import Run, from_runs
 from tieryard.queues import BrokerError, Parcel, parcels_to_infer
 from tieryard.requests import JobCreate, parse_job
-from tieryard.routing import Decision, Snapshot, decide_many
+from tieryard.routing import Decision, JobFeatures, Snapshot, decide_many
 from tieryard.store import jobs
-from tieryard.store.connection import Connection
 from tieryard.store.jobs import Routed, Waiting
 from tieryard.telemetry import Event
 from workers.yard import Yard
@@ -44,12 +43,13 @@ class Snapshots:
             self._read_at = time.monotonic()
         return self._snapshot
 
-    def store(self, connection: Connection, snapshot: Snapshot) -> int:
-        """Its id, from the transaction that the decisions are saved in."""
-        body = snapshot.to_json()
-        if self._stored is None or self._stored[0] != body:
-            self._stored = (body, jobs.save_snapshot(connection, body))
-        return self._stored[1]
+    def stored_as(self, body: bytes) -> int | None:
+        """The id under which this very snapshot was stored last, if it was."""
+        return self._stored[1] if self._stored is not None and self._stored[0] == body else None
+
+    def remember(self, body: bytes, snapshot_id: int) -> None:
+        """After the commit that stored it."""
+        self._stored = (body, snapshot_id)
 
 
 class Classifier:
@@ -65,14 +65,18 @@ class Classifier:
         started = time.monotonic()
         snapshot = self._snapshots.newest()
         with self._yard.store.transaction() as connection:
+            # A decision that a crash of Postgres forgets is made again: not worth waiting for the disk.
+            connection.execute("SET LOCAL synchronous_commit = off")
             waiting = jobs.load_parcel(connection, list(from_runs(runs)))
             if not waiting:
                 return 0
             decisions = self._decide(waiting, snapshot)
-            snapshot_id = self._snapshots.store(connection, snapshot)
+            body = snapshot.to_json()
+            snapshot_id = self._snapshots.stored_as(body) or jobs.save_snapshot(connection, body)
             routed = jobs.save_decisions(
                 connection, decisions, snapshot_id=snapshot_id, patience_s=self._yard.patience_s
             )
+        self._snapshots.remember(body, snapshot_id)
         self._publish(tier, due, [d for d in decisions if d.job_id in routed])
         if len(routed) < len(decisions):
             self._yard.nudge_callbacks()
@@ -91,7 +95,17 @@ class Classifier:
                 readable.append(job)
             except RequestError as error:  # saved under an older version's rules
                 refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
-        features = self._admission.features(requests)
+        features: list[JobFeatures] = []
+        try:
+            features = self._admission.features(requests)
+        except RequestError:  # a chat template refuses one of them: find out which
+            asked, readable = zip(requests, readable, strict=True), []
+            for request, job in asked:
+                try:
+                    features += self._admission.features([request])
+                    readable.append(job)
+                except RequestError as error:
+                    refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
         decisions: list[Decision] = decide_many(features, snapshot)
         return refused + [
             Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f)

@@ -93,7 +93,13 @@ class Feeder:
             self._thread.join()
 
     def _run(self) -> None:
-        """Leads when nobody else does, and goes on after an outage of Postgres or Redis."""
+        """Leads when nobody else does. A fault of ours ends the process, which is seen, and not the thread alone."""
+        try:
+            self._lead()
+        except Exception as error:
+            self._yard.die(error)
+
+    def _lead(self) -> None:
         while not self._stop.is_set():
             try:
                 with lead(self._yard.store, "feeder") as connection:
@@ -107,7 +113,7 @@ class Feeder:
     def tick(self, connection: Connection) -> bool:
         """One look: release what there is room for, publish it, finish what is done. Whether batches are open."""
         found = batches.open_batches(connection, self._floors)
-        self._floors = {b.id: b.lowest for b in found if b.lowest is not None}
+        self._floors = {b.id: b.first_job_id + b.released_to if b.lowest is None else b.lowest for b in found}
         by_tier: dict[str, list[OpenBatch]] = defaultdict(list)
         for batch in found:
             by_tier[batch.tier].append(batch)

@@ -20,7 +20,7 @@ class Inbox:
         self._turn = itertools.count()
         self._length = 0
         self.realtime = 0
-        """How many of the ids are realtime (or were put before them)."""
+        """How many of the ids are realtime."""
         self._open = True
 
     def __len__(self) -> int:
@@ -29,15 +29,11 @@ class Inbox:
     def push(self, tier: str, due: float, runs: list[Run]) -> None:
         self._push((int(tier != REALTIME), due, next(self._turn), tier, runs))
 
-    def push_first(self, runs: list[Run]) -> None:
-        """Before everything else, realtime too."""
-        self._push((-1, 0.0, next(self._turn), REALTIME, runs))
-
     def pop(self, room: int, *, realtime: int) -> list[int]:
         """Up to `room` ids in order; of realtime ones up to `realtime`, whatever `room` is."""
         ids: list[int] = []
         while self._heap:
-            urgent = self._heap[0][0] <= 0
+            urgent = self._heap[0][0] == 0
             take = (realtime if urgent else room) - len(ids)
             if take <= 0:
                 break
@@ -72,7 +68,7 @@ class Inbox:
         heapq.heappush(self._heap, entry)
         n = sum(count for _, count in entry[4])
         self._length += n
-        self.realtime += n if entry[0] <= 0 else 0
+        self.realtime += n if entry[0] == 0 else 0
 
 
 def _split(runs: list[Run], n: int) -> tuple[list[int], list[Run]]:

@@ -66,7 +66,8 @@ class Inference:
         self._realtime_running = 0
         self._stopping: dict[int, str] = {}
         self._claiming = 0
-        self._alone: int | None = None
+        self._suspect: Claimed | None = None  # waits for an empty engine
+        self._alone: int | None = None  # the suspect that runs
         self._engine_up = False
         self._draining = False
         self._writer = Writer(yard.store, flushed=self._flushed)
@@ -176,7 +177,7 @@ class Inference:
 
     def _next_ids(self) -> list[int]:
         """Ids to claim now, in order. Realtime may use every slot; the others leave its reserve free."""
-        if not self._engine_up or self._draining or self._writer.full or self._alone is not None:
+        if not self._engine_up or self._draining or self._writer.full or self._suspect or self._alone is not None:
             return []
         held = len(self._running) + len(self._ready) + self._claiming
         room = min(self._slots + self._ahead - held, _MOST_CLAIMED)
@@ -190,8 +191,14 @@ class Inference:
         finally:
             self._claiming -= len(ids)
         for job in claimed:
-            self._claimed[job.id] = job
-            self._ready.push(job.tier, job.claimed_at.timestamp(), [(job.id, 1)])
+            if not jobs.starts_alone(job):
+                self._claimed[job.id] = job
+                self._ready.push(job.tier, job.claimed_at.timestamp(), [(job.id, 1)])
+            elif self._suspect is None:
+                self._suspect = job
+            else:  # a suspect that only waits here must not be at risk of the first one's start
+                another = EngineError("waits for another suspect's start")
+                self._writer.put(self._hand_back(job, HandBack.DRAIN, another, wait_s=2.0))
         self._start_ready()
 
     def _claim_now(self, ids: list[int]) -> list[Claimed]:
@@ -201,29 +208,32 @@ class Inference:
     # --- running -------------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
-        """Starts claimed jobs while slots are free. One that may be killing workers runs with nothing beside it."""
+        """Starts claimed jobs while slots are free, then, in an empty engine, one that may be killing workers."""
         while self._ready and not self._draining:
-            if self._alone is not None:
-                return
             realtime_room = self._slots - len(self._running)
             others = len(self._running) - self._realtime_running
             room = min(realtime_room, self._slots - self._spec.realtime_reserve - others)
             popped = self._ready.pop(1 if room > 0 else 0, realtime=1 if realtime_room > 0 else 0)
             if not popped:
                 return
-            job = self._claimed.pop(popped[0])
-            if jobs.starts_alone(job):
-                if self._running:
-                    self._put_back(job)
-                    return
-                self._alone = job.id
-            self._running[job.id] = self._loop.create_task(self._run(job))
-            self._realtime_running += job.tier == REALTIME
+            self._start(self._claimed.pop(popped[0]))
+        if self._suspect is not None and not self._running and not self._draining:
+            suspect, self._suspect = self._suspect, None
+            self._alone = suspect.id
+            self._running[suspect.id] = self._loop.create_task(self._run_alone(suspect))
+            self._realtime_running += suspect.tier == REALTIME
 
-    def _put_back(self, job: Claimed) -> None:
-        """It starts when the engine is empty; until then nothing overtakes it."""
-        self._claimed[job.id] = job
-        self._ready.push_first([(job.id, 1)])
+    def _start(self, job: Claimed) -> None:
+        self._running[job.id] = self._loop.create_task(self._run(job))
+        self._realtime_running += job.tier == REALTIME
+
+    async def _run_alone(self, job: Claimed) -> None:
+        """A suspect's start, written down first: a death from here on is its last."""
+        try:
+            await asyncio.to_thread(jobs.mark_alone, self._yard.store, job)
+        except StoreError as error:
+            self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+        await self._run(job)
 
     async def _run(self, job: Claimed) -> None:
         """One start of one job, from request to ending."""
@@ -366,9 +376,10 @@ class Inference:
         deadline = time.monotonic() + self._yard.settings.drain_s
         while self._claiming:  # noqa: ASYNC110  # a claim under way returns in milliseconds
             await asyncio.sleep(0.01)
-        for job in self._claimed.values():
+        for job in [*self._claimed.values(), *([self._suspect] if self._suspect else [])]:
             self._writer.put(self._stopped(job, Recording(), _DRAINED))
         self._claimed.clear()
+        self._suspect = None
         try:
             for tier, due, runs in self._inbox.take_all():
                 ids = [first + i for first, n in runs for i in range(n)]

@@ -25,10 +25,13 @@ def sweep(yard: Yard) -> None:
         if connection is None:
             return
         with connection.transaction():
-            for worker_id, kind in rescue.bury(connection):
-                yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind)
+            buried = rescue.bury(connection)
             moved = rescue.requeue_orphans(connection)
             expired = rescue.expire(connection)
+        for worker_id, kind, deployment in buried:
+            yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
+            if deployment is not None:
+                yard.metrics.withdraw_gauge(deployment, worker_id)
         if moved or expired:
             yard.log.warning(Event.RESCUED, **moved, past_window=expired)
             yard.nudge_callbacks()
@@ -36,7 +39,9 @@ def sweep(yard: Yard) -> None:
         if flushed:
             yard.log.warning(Event.BROKER_FLUSHED)
         with connection.transaction():
-            nudges = rescue.due_nudges(connection, patience_s=yard.patience_s, everything=flushed)
+            nudges = rescue.due_nudges(
+                connection, patience_s=yard.patience_s, everything=flushed, lost=[d for _, _, d in buried if d]
+            )
         try:
             yard.publisher.publish(_parcels(nudges))
         except BrokerError as error:

@@ -16,13 +16,13 @@ depends_on = None
 
 IN_YARD = """
 CREATE VIEW in_yard AS
-SELECT job.id, job.batch_id, job.state, job.worker_id, job.nudge_at, job.created_at,
+SELECT job.id, job.batch_id, job.state, job.worker_id, job.nudge_at, job.deployment,
        CASE WHEN job.id - batch.first_job_id < batch.mark_to THEN batch.mark_at END AS released_before
 FROM batch JOIN job ON job.batch_id = batch.id AND job.finished_at IS NULL
      AND job.id >= batch.first_job_id AND job.id < batch.first_job_id + batch.released_to
 WHERE batch.finished_at IS NULL
 UNION ALL
-SELECT job.id, job.batch_id, job.state, job.worker_id, job.nudge_at, job.created_at, job.created_at
+SELECT job.id, job.batch_id, job.state, job.worker_id, job.nudge_at, job.deployment, job.created_at
 FROM job WHERE job.batch_id IS NULL AND job.finished_at IS NULL
 """
 
@@ -90,6 +90,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.SmallInteger(), server_default="0", nullable=False),
         sa.Column("worker_deaths", sa.SmallInteger(), server_default="0", nullable=False),
         sa.Column("wants_callback", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("ran_alone", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("worker_id", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=False),
@@ -149,7 +150,7 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.BigInteger(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("subject_id", sa.BigInteger(), nullable=False),
-        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("next_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("attempts", sa.Integer(), server_default="0", nullable=False),

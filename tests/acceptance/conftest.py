@@ -4,18 +4,16 @@ there is a middle of a batch to break things in."""
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
-from tests.conftest import CATALOGS, eventually
+from tests.conftest import CATALOGS, eventually, open_directory
 from tieryard.embedded import free_port
 from tieryard.supervisor import Fleet
 from tieryard.testing.fake_vllm import FakePlan, FakeVllm
@@ -41,6 +39,11 @@ class Running:
     def batch(self, batch_id: str) -> dict[str, Any]:
         return self.api.get(f"/v1/batches/{batch_id}").json()
 
+    def try_batch(self, batch_id: str) -> dict[str, Any]:
+        """Empty while the API cannot tell."""
+        answer = self.api.get(f"/v1/batches/{batch_id}")
+        return answer.json() if answer.status_code == 200 else {}
+
     def until_finished(self, batch_id: str, *, within_s: float = 60) -> dict[str, Any]:
         eventually(lambda: self.batch(batch_id)["finished_at"], within_s=within_s, what=f"the end of {batch_id}")
         return self.batch(batch_id)
@@ -61,31 +64,31 @@ StartFleet = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
 @pytest.fixture
-def start_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> StartFleet:
+def start_fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartFleet]:
     """Starts a fleet on a fake with this plan; `data` names its data directory, to start one again."""
     for name, value in {"LEASE_S": "2", "HEARTBEAT_S": "0.5", "WINDOW_S": "1", "API_KEY": KEY}.items():
         monkeypatch.setenv(f"TIERYARD_{name}", value)
     monkeypatch.setenv("TIERYARD_WEBHOOK_ALLOW_PRIVATE", "true")
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents[:2]:
-        os.chmod(parent, 0o755)  # noqa: PTH101  # embedded Postgres runs as another user when we are root
 
     @contextlib.contextmanager
     def start(plan: FakePlan, *, data: str = "data") -> Iterator[Running]:
         with FakeVllm.in_thread(plan) as fake:
-            catalog = tmp_path / "fake.yaml"
-            catalog.write_text((CATALOGS / "fake.yaml").read_text().replace("FAKE_URL", fake.url))
-            with Fleet(tmp_path / data, port=free_port(), catalog=catalog) as fleet:
+            catalog = home / "fake.yaml"
+            catalog.write_text((CATALOGS / "fake.yaml").read_text().replace("http://fake.invalid", fake.url))
+            with Fleet(home / data, port=free_port(), catalog=catalog) as fleet:
                 fleet.wait_until_ready()
                 tending = threading.Thread(target=fleet.run, daemon=True)
                 tending.start()
                 headers = {"authorization": f"Bearer {KEY}"}
-                with (
-                    httpx.Client(base_url=fleet.url, headers=headers, timeout=60, trust_env=False) as api,
-                    psycopg.connect(fleet.database_url, autocommit=True) as database,
-                ):
-                    yield Running(fleet, fake, api, database)
-                fleet.stopping.set()
-                tending.join()
+                try:
+                    with (
+                        httpx.Client(base_url=fleet.url, headers=headers, timeout=60, trust_env=False) as api,
+                        psycopg.connect(fleet.database_url, autocommit=True) as database,
+                    ):
+                        yield Running(fleet, fake, api, database)
+                finally:
+                    fleet.stopping.set()
+                    tending.join()
 
-    return start
+    with open_directory() as home:
+        yield start

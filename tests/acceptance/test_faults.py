@@ -6,6 +6,7 @@ import os
 import signal
 from decimal import Decimal
 
+import psycopg
 import redis
 
 from tests.acceptance.conftest import Running, StartFleet
@@ -65,6 +66,20 @@ def test_every_other_process_killed_in_mid_batch(start_fleet: StartFleet) -> Non
             os.kill(running.pid(name), signal.SIGKILL)
         done = running.until_finished(batch["id"])
         assert_each_once(running, done, JOBS)
+
+
+def test_postgres_and_valkey_killed_in_mid_batch(start_fleet: StartFleet) -> None:
+    with start_fleet(PLAN) as running:
+        batch = running.submit(JOBS)
+        running.until_some_succeeded(batch["id"], 40)
+        [(postmaster,)] = running.rows("SELECT pg_read_file('postmaster.pid', 0, 20)")
+        running.database.close()
+        os.kill(int(postmaster.split()[0]), signal.SIGKILL)
+        os.kill(running.fleet.valkey.pid, signal.SIGKILL)
+        eventually(lambda: running.try_batch(batch["id"]).get("finished_at"), within_s=60, what="the batch's end")
+        with psycopg.connect(running.fleet.database_url, autocommit=True) as again:
+            running.database = again
+            assert_each_once(running, running.batch(batch["id"]), JOBS)
 
 
 def test_stopped_fleet_goes_on_where_it_was(start_fleet: StartFleet) -> None:

@@ -57,7 +57,7 @@ def plain_round(redis_url: str, database_url: str, n: int) -> float:
         workers = [
             subprocess.Popen(
                 [sys.executable, "-m", "celery", "-A", "tests.benchmarks.plain_celery", "worker", "-Q", queue,
-                 "--pool=threads", "--concurrency=8", "--loglevel=ERROR", "--hostname", f"{queue}@bench",
+                 "--pool=prefork", "--concurrency=4", "--loglevel=ERROR", "--hostname", f"{queue}@bench",
                  "--without-gossip", "--without-mingle", "--without-heartbeat"],
                 env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )

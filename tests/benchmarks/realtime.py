@@ -40,7 +40,7 @@ def run(work: Path) -> list[Figure]:
     plan = FakePlan(ttft_ms=20, tokens_per_s=200, capacity=32)
     with FakeVllm.in_thread(plan) as fake:
         catalog = work / "fake.yaml"
-        catalog.write_text(CATALOG.read_text().replace("FAKE_URL", fake.url))
+        catalog.write_text(CATALOG.read_text().replace("http://fake.invalid", fake.url))
         with Fleet(work / "fleet", port=free_port(), catalog=catalog) as fleet:
             fleet.wait_until_ready()
             headers = {"authorization": f"Bearer {KEY}"}

@@ -70,7 +70,7 @@ class ScriptedEngine:
                     yield Delta("a\x00b\ud800")
                 case "wait":
                     yield Delta("some", Usage(7, 3))
-                    while not self.go.is_set():
+                    while not self.go.is_set():  # noqa: ASYNC110  # set from another thread
                         await asyncio.sleep(0.01)
             yield Delta("done")
             yield Done("stop", Usage(7, 5))
@@ -201,6 +201,20 @@ def test_a_suspect_starts_with_nothing_beside_it(bench: Bench) -> None:
         bench.until(job, "succeeded")
     assert dict(bench.engine.seen)["suspect"] == 1
     assert [prompt for prompt, _ in bench.engine.seen[-2:]] == ["suspect", "later"]
+
+
+def test_suspects_are_at_risk_one_at_a_time(bench: Bench) -> None:
+    """The third death must not take other suspects with it, nor jobs that were claimed and never started."""
+    found = bench.bring("crash one", "wait two", "wait three", offer=False)
+    bench.yard.store.fetch("UPDATE job SET worker_deaths = 2 RETURNING id")
+    neighbours = bench.bring("hello a", "hello b", offer=False)
+    bench.worker.offer("batch", 0.0, to_runs([*found, *neighbours]))
+    bench.until(found[0], "failed")
+    for job in neighbours:
+        bench.until(job, "succeeded")
+    for job in found[1:]:
+        eventually(lambda n=job: bench.row(n, "state, worker_deaths") == ("queued", 2), what="the other suspects back")
+    assert bench.outcomes(found[0]) == ["failed"]
 
 
 def test_a_fault_of_ours_costs_an_attempt_and_not_the_worker(bench: Bench) -> None:

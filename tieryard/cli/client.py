@@ -14,6 +14,17 @@ UrlOption = Annotated[str, typer.Option(envvar="TIERYARD_URL", help="The fleet's
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
+def checked_url(url: str) -> str:
+    """The URL without a slash at its end. Raises UserError when it is not an http one."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise UserError(f"'{url}' is not a URL ({error}); expected one such as {DEFAULT_URL}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise UserError(f"'{url}' is not a URL of an API; expected one such as {DEFAULT_URL}")
+    return url.rstrip("/")
+
+
 class Client:
     """Calls the API with the key of TIERYARD_API_KEY."""
 
@@ -21,10 +32,10 @@ class Client:
         key = os.environ.get("TIERYARD_API_KEY")
         if not key:
             raise UserError("set TIERYARD_API_KEY to your key; `tieryard up` shows one on its first start")
-        self._url = url.rstrip("/")
-        self._http = httpx.Client(
-            base_url=self._url, headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False
-        )
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise UserError("TIERYARD_API_KEY is no key: a key has only letters, digits, '-' and '_'")
+        self._url = checked_url(url)
+        self._headers = {"authorization": f"Bearer {key}"}
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._call("GET", path, params={k: v for k, v in params.items() if v is not None})
@@ -35,13 +46,21 @@ class Client:
     def _call(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
         """The answer's JSON. Raises a UserError that repeats what the API said."""
         try:
-            answer = self._http.request(method, path, **kwargs)
+            headers = {**self._headers, **kwargs.pop("headers", {})}
+            with httpx.Client(base_url=self._url, headers=headers, timeout=120, trust_env=False) as http:
+                answer = http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise TieryardError(f"no answer from {self._url}: {error}; is the fleet up?") from error
-        found: dict[str, Any] = answer.json() if "json" in answer.headers.get("content-type", "") else {}
+        try:
+            found: Any = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise TieryardError(f"{self._url} answered HTTP {answer.status_code} without JSON; is this a fleet's API?")
         if answer.is_success:
             return found
-        message = found.get("error", {}).get("message") or f"HTTP {answer.status_code}"
+        said = found.get("error")
+        message = (said.get("message") if isinstance(said, dict) else None) or f"HTTP {answer.status_code}"
         kind = {401: AuthError, 404: NotFoundError}.get(answer.status_code, UserError)
         if answer.status_code >= 500:
             raise TieryardError(f"the fleet answered {answer.status_code}: {message}")

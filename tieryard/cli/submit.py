@@ -16,8 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
-from tieryard.errors import UserError
+from tieryard.cli.tables import printable, table
+from tieryard.errors import TieryardError, UserError
 
+_PATIENCE_S = 60.0  # so long may the API be away while a batch is watched: the batch goes on without it
 _FINAL = ("succeeded", "failed", "cancelled", "expired")
 
 
@@ -43,7 +45,12 @@ def submit(
         typer.echo(batch["id"])
         return
     console = Console(stderr=True)
-    batch = _watch(client, batch, console)
+    console.print(f"{batch['id']}: {batch['total']} jobs", highlight=False)
+    try:
+        batch = _watch(client, batch, console)
+    except KeyboardInterrupt:
+        console.print(f"{batch['id']} goes on; see it with: tieryard jobs list --batch {batch['id']}", highlight=False)
+        raise
     jobs = client.jobs(batch["id"])
     figures = summarize(batch, jobs)
     if out is not None:
@@ -62,9 +69,18 @@ def _watch(client: Client, batch: dict[str, Any], console: Console) -> dict[str,
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task(batch["id"], total=batch["total"])
+        heard_at = time.monotonic()
         while batch["finished_at"] is None:
             time.sleep(0.5)
-            batch = client.get(f"/v1/batches/{batch['id']}")
+            try:
+                batch = client.get(f"/v1/batches/{batch['id']}")
+            except UserError:
+                raise
+            except TieryardError:
+                if time.monotonic() - heard_at > _PATIENCE_S:
+                    raise
+                continue
+            heard_at = time.monotonic()
             progress.update(bar, completed=sum(batch["counts"].get(state, 0) for state in _FINAL))
     return batch
 
@@ -117,23 +133,26 @@ def _percentiles(values: list[float | None]) -> dict[str, float | None]:
 
 
 def _table(figures: dict[str, Any]) -> Table:
-    table = Table(title=f"{figures['batch']}: {figures['succeeded']} of {figures['jobs']} succeeded")
-    table.add_column("deployment")
-    for column in ("jobs", "tokens", "TTFT p50 ms", "p95", "latency p50 ms", "p95", "cost USD"):
-        table.add_column(column, justify="right")
+    columns = ("jobs", "tokens", "TTFT p50 ms", "p95", "latency p50 ms", "p95", "cost USD")
+    rows: list[list[str]] = []
     for name, d in figures["deployments"].items():
         times = [d[kind][p] for kind in ("ttft_ms", "latency_ms") for p in ("p50", "p95")]
         cells = ["–" if t is None else f"{t:,.0f}" for t in times]
-        table.add_row(name, f"{d['jobs']:,}", f"{d['tokens']:,}", *cells, d["cost_usd"])
-    table.add_section()
-    table.add_row("all", f"{figures['jobs']:,}", "", "", "", "", "", figures["cost_usd"])
-    return table
+        rows.append([name, f"{d['jobs']:,}", f"{d['tokens']:,}", *cells, d["cost_usd"]])
+    rows.append(["all", f"{figures['jobs']:,}", "", "", "", "", "", figures["cost_usd"]])
+    title = f"{figures['batch']}: {figures['succeeded']} of {figures['jobs']} succeeded"
+    headers = ("deployment", *columns)
+    return table(headers, rows, right=columns, folds=("deployment",), title=title, sections=(len(rows) - 2,))
 
 
 def _explain_failures(jobs: list[dict[str, Any]], console: Console) -> None:
     failed = [job for job in jobs if job["state"] != "succeeded"]
     for job in failed[:10]:
         why = job["error"]["message"] if job["error"] else job["state"]
-        console.print(f"{job['id']} ({job['custom_id'] or 'no custom_id'}): {job['state']}: {why}", markup=False)
+        console.print(
+            f"{job['id']} ({job['custom_id'] or 'no custom_id'}): {job['state']}: {printable(why)}",
+            markup=False,
+            soft_wrap=True,
+        )
     if len(failed) > 10:
         console.print(f"… and {len(failed) - 10} more")

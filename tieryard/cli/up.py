@@ -14,7 +14,7 @@ from tieryard.store.migrate import migrate as run_migrations
 
 
 def up(
-    port: Annotated[int, typer.Option(help="Port of the API on 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API on 127.0.0.1.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Where data, logs and the catalog are kept.")] = Path("tieryard-data"),
     catalog: Annotated[Path | None, typer.Option(help="A tieryard.yaml. Default: the data directory's own.")] = None,
 ) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
-from tieryard.store.connection import Connection, Store
+from psycopg.rows import TupleRow
+
+from tieryard.store.connection import Connection, Store, storable
 
 _CHUNK = 2000
 
@@ -75,6 +77,15 @@ WHERE b.finished_at IS NULL
 ORDER BY b.deadline, b.id
 """
 
+# One expander a batch, by an advisory lock: the batch's row stays free while its lines are validated, so that the
+# feeder can release what is expanded already. (The two-key form cannot meet the roles of `leader.py`.)
+_EXPANDABLE = """
+SELECT id FROM (
+    SELECT id FROM batch WHERE finished_at IS NULL AND expanded_to < total AND id <> ALL(%(not)s) ORDER BY id OFFSET 0
+) waiting
+WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647)::int) LIMIT 1
+"""
+
 _COMPLETE = """
 WITH done AS (
     UPDATE batch b SET finished_at = now()
@@ -119,10 +130,7 @@ def expand_chunk(store: Store, judge: Callable[[str], Verdict]) -> tuple[int, in
     `judge(line)` validates one line. Restartable: a chunk and the batch's `expanded_to` commit together.
     """
     with store.transaction() as connection:
-        found = connection.execute(
-            "SELECT id, tenant_id, tier, source_id, first_job_id, expanded_to, deadline, created_at FROM batch "
-            "WHERE finished_at IS NULL AND expanded_to < total ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED"
-        ).fetchone()
+        found = _lock_batch(connection)
         if found is None:
             return None
         batch_id, tenant_id, tier, source_id, first_job_id, expanded_to, deadline, created_at = found
@@ -140,7 +148,7 @@ def expand_chunk(store: Store, judge: Callable[[str], Verdict]) -> tuple[int, in
                 job_id = first_job_id + number - 1
                 state, finished_at = ("queued", None) if verdict.error is None else ("failed", created_at)
                 if verdict.error is not None:
-                    refused.append((job_id, verdict.error))
+                    refused.append((job_id, storable(verdict.error)))
                 copy.write_row(
                     (job_id, batch_id, tenant_id, source_id, number, tier, state, deadline, created_at,
                      verdict.wants_callback, finished_at)
@@ -151,6 +159,22 @@ def expand_chunk(store: Store, judge: Callable[[str], Verdict]) -> tuple[int, in
             )
         connection.execute("UPDATE batch SET expanded_to = %s WHERE id = %s", [expanded_to + len(lines), batch_id])
     return batch_id, len(lines)
+
+
+def _lock_batch(connection: Connection) -> TupleRow | None:
+    """The first batch with lines to expand that nobody else expands, as it is now that it is ours."""
+    passed: list[int] = []
+    while (locked := connection.execute(_EXPANDABLE, {"not": passed}).fetchone()) is not None:
+        # Read after the lock: another expander may have committed a chunk, or the last one, just before it.
+        found = connection.execute(
+            "SELECT id, tenant_id, tier, source_id, first_job_id, expanded_to, deadline, created_at FROM batch "
+            "WHERE id = %s AND expanded_to < total",
+            [locked[0]],
+        ).fetchone()
+        if found is not None:
+            return found
+        passed.append(locked[0])
+    return None
 
 
 def open_batches(connection: Connection, floors: dict[int, int]) -> list[OpenBatch]:

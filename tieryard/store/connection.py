@@ -19,6 +19,23 @@ Connection = psycopg.Connection[TupleRow]
 
 _BLOCK = 64
 
+CONNECT_ARGS: dict[str, Any] = {
+    # A cached generic plan made while a table was empty would scan it for ever after. And a session of a host that
+    # vanished must not keep its locks (the feeder's among them) for the two hours that TCP would give it.
+    "options": "-c plan_cache_mode=force_custom_plan -c timezone=UTC "
+    "-c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3",
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+
+
+def storable(text: str) -> str:
+    """Text as Postgres can keep it: no NUL, no lone surrogates. For what callers or engines may have worded."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
 
 class Store:
     """The database of one fleet. Connects on first use; safe to share between threads."""
@@ -31,11 +48,7 @@ class Store:
             pool_size=pool_size,
             max_overflow=overflow,
             pool_pre_ping=True,
-            # A cached generic plan made while a table was empty would scan it for ever after.
-            connect_args={
-                "options": "-c plan_cache_mode=force_custom_plan -c timezone=UTC",
-                "connect_timeout": 5,
-            },
+            connect_args=CONNECT_ARGS,
         )
         self._block: Run = (0, 0)
         self._block_lock = threading.Lock()
@@ -48,7 +61,7 @@ class Store:
         """
         try:
             pooled = self.engine.raw_connection()
-        except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
+        except (psycopg.OperationalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
             raise StoreError(f"Postgres is away: {error}") from error
         try:
             yield cast("Connection", pooled.driver_connection)
@@ -57,7 +70,10 @@ class Store:
             pooled.invalidate()
             raise StoreError(f"Postgres went away: {error}") from error
         except BaseException:
-            pooled.rollback()
+            try:
+                pooled.rollback()
+            except psycopg.Error:  # the connection is gone too; what went wrong first is what matters
+                pooled.invalidate()
             raise
         finally:
             pooled.close()
@@ -68,7 +84,7 @@ class Store:
         try:
             with Session(self.engine) as session, session.begin():
                 yield session
-        except sqlalchemy.exc.OperationalError as error:
+        except (psycopg.OperationalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.TimeoutError) as error:
             raise StoreError(f"Postgres is away: {error}") from error
 
     def fetch(self, statement: str, parameters: dict[str, Any] | None = None) -> list[TupleRow]:

@@ -6,14 +6,14 @@ comes from `tieryard.job.sources`, so a nudge that comes twice, late or never fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import orjson
 
 from tieryard.job import MAX_WORKER_DEATHS, Mover, State, sources
-from tieryard.store.connection import Connection, Store
+from tieryard.routing import JobFeatures
+from tieryard.store.connection import Connection, Store, storable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Routed:
     deployment: str | None
     category: str
     reason: str
-    features: dict[str, Any]
+    features: JobFeatures | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +88,8 @@ ORDER BY job.id
 # One UPDATE a parcel, HOT: none of the columns set is indexed. Decisions come from the rows it moved.
 _ROUTE = """
 WITH choice AS (
-    SELECT * FROM unnest(%(ids)s::bigint[], %(fences)s::int[], %(deployments)s::text[], %(categories)s::text[],
-                         %(reasons)s::text[], %(features)s::jsonb[])
-        AS c (job_id, fence, deployment, category, reason, features)
+    SELECT * FROM jsonb_to_recordset(%(choices)s::jsonb)
+        AS c (job_id bigint, fence int, deployment text, category text, reason text, features jsonb)
 ), moved AS (
     UPDATE job SET state = 'routed', deployment = choice.deployment, category = choice.category,
                    nudge_at = now() + %(patience)s * interval '1 second'
@@ -103,17 +102,17 @@ WITH choice AS (
     FROM choice
     WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from_refused)s)
       AND choice.deployment IS NULL
-    RETURNING job.id, job.tenant_id, job.wants_callback, job.source_id, job.line_no
+    RETURNING job.id, job.tenant_id, job.wants_callback
 ), why AS (
     INSERT INTO result (job_id, error_kind, error)
     SELECT refused.id, 'no_deployment', choice.reason FROM refused JOIN choice ON choice.job_id = refused.id
 ), owed AS (
-    INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT refused.tenant_id, 'job.failed', refused.id, line.body::jsonb ->> 'callback_url'
-    FROM refused JOIN line USING (source_id, line_no) WHERE refused.wants_callback
+    INSERT INTO outbox (tenant_id, event, subject_id)
+    SELECT tenant_id, 'job.failed', id FROM refused WHERE wants_callback
 ), kept AS (
     INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
-    SELECT choice.job_id, choice.fence, %(snapshot)s, choice.deployment, choice.reason, choice.features
+    SELECT choice.job_id, choice.fence, %(snapshot)s, choice.deployment, choice.reason,
+           coalesce(choice.features, '{}')
     FROM choice WHERE choice.job_id IN (SELECT id FROM moved UNION ALL SELECT id FROM refused)
     ON CONFLICT (job_id, fence) DO UPDATE SET snapshot_id = excluded.snapshot_id, reason = excluded.reason,
         deployment = excluded.deployment, features = excluded.features, decided_at = now()
@@ -133,22 +132,25 @@ RETURNING job.id, job.fence, job.batch_id, job.tier, job.category, job.worker_de
           extract(epoch FROM now() - job.created_at) * 1000, job.claimed_at, line.body
 """
 
-# A caller's cancel: what waits is final at once; what runs is asked to stop, and its worker posts the bill.
+# A caller's cancel: what waits is final at once; what runs is asked to stop, and its worker posts the bill. The
+# lock comes first, so that a job being claimed at this moment is seen as what it becomes, and never as neither.
 _CANCEL = """
-WITH waiting AS (
-    UPDATE job SET state = 'cancelled', finished_at = now()
-    WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s AND state = ANY(%(from)s)
-    RETURNING id, tenant_id, wants_callback, source_id, line_no
+WITH locked AS (
+    SELECT id, state FROM job WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s AND finished_at IS NULL
+    ORDER BY id FOR UPDATE
+), waiting AS (
+    UPDATE job SET state = 'cancelled', finished_at = now() FROM locked
+    WHERE job.id = locked.id AND locked.state = ANY(%(from)s)
+    RETURNING job.id, job.tenant_id, job.wants_callback
 ), asked AS (
-    UPDATE job SET stop_requested = 'cancelled'
-    WHERE id = ANY(%(ids)s) AND tenant_id = %(tenant)s AND state = 'running' AND stop_requested IS NULL
-    RETURNING id
+    UPDATE job SET stop_requested = 'cancelled' FROM locked
+    WHERE job.id = locked.id AND locked.state = 'running' AND job.stop_requested IS NULL
+    RETURNING job.id
 ), why AS (
     INSERT INTO result (job_id, error_kind, error) SELECT id, 'cancelled', 'cancelled before it started' FROM waiting
 ), owed AS (
-    INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT waiting.tenant_id, 'job.cancelled', waiting.id, line.body::jsonb ->> 'callback_url'
-    FROM waiting JOIN line USING (source_id, line_no) WHERE wants_callback
+    INSERT INTO outbox (tenant_id, event, subject_id)
+    SELECT tenant_id, 'job.cancelled', id FROM waiting WHERE wants_callback
 )
 SELECT (SELECT count(*) FROM waiting), (SELECT count(*) FROM asked)
 """
@@ -180,15 +182,12 @@ def load_parcel(connection: Connection, ids: list[int]) -> list[Waiting]:
 
 def save_decisions(connection: Connection, decisions: list[Routed], *, snapshot_id: int, patience_s: float) -> set[int]:
     """Moves queued jobs to routed (or failed, where no deployment fits): the ids now routed."""
+    decisions = [d if d.deployment else replace(d, reason=storable(d.reason)) for d in decisions]
+    decisions.sort(key=lambda d: d.job_id)  # rows are locked in id order, here as elsewhere
     rows = connection.execute(
         _ROUTE,
         {
-            "ids": [d.job_id for d in decisions],
-            "fences": [d.fence for d in decisions],
-            "deployments": [d.deployment for d in decisions],
-            "categories": [d.category for d in decisions],
-            "reasons": [d.reason for d in decisions],
-            "features": [orjson.dumps(d.features).decode() for d in decisions],
+            "choices": orjson.dumps(decisions, default=sorted).decode(),
             "snapshot": snapshot_id,
             "patience": patience_s,
             "from": sources(State.ROUTED, Mover.CLASSIFY),
@@ -224,6 +223,17 @@ def claim(connection: Connection, ids: list[int], *, worker_id: int, deployment:
 def starts_alone(job: Claimed) -> bool:
     """Whether one more worker death would be this job's last: then nothing else may be at risk beside it."""
     return job.worker_deaths >= MAX_WORKER_DEATHS - 1
+
+
+def mark_alone(store: Store, job: Claimed) -> bool:
+    """Before a suspect's lone start: whether it is still this worker's."""
+    return bool(
+        store.fetch(
+            "UPDATE job SET ran_alone = true "
+            "WHERE id = %(id)s AND fence = %(fence)s AND state = 'running' RETURNING id",
+            {"id": job.id, "fence": job.fence},
+        )
+    )
 
 
 def cancel(store: Store, ids: list[int], *, tenant_id: int) -> tuple[int, int]:

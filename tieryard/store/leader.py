@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psycopg
 
 from tieryard.errors import StoreError
-from tieryard.store.connection import Connection, Store
+from tieryard.store.connection import CONNECT_ARGS, Connection, Store
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def lead(store: Store, role: str) -> Iterator[Connection | None]:
     leader that has lost the lock cannot write. Raises StoreError when Postgres is away.
     """
     try:
-        with psycopg.connect(store.url, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(store.url, autocommit=True, **CONNECT_ARGS) as connection:
             row = connection.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"tieryard.{role}"]).fetchone()
             yield connection if row and row[0] else None
     except psycopg.OperationalError as error:

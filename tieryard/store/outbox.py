@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,20 +21,28 @@ class Owed:
     created_at: datetime
 
 
-# Taking a row moves it out of sight for a while, so a worker that dies with it delays it and loses nothing.
+# Taking a row moves it out of sight for a while, so a worker that dies with it delays it and loses nothing. A
+# job's address stands in its line, and is read here in Python: Postgres refuses JSON that callers may send (NUL).
 _TAKE = """
 WITH due AS (
     SELECT id FROM outbox WHERE settled_at IS NULL AND next_at <= now()
     ORDER BY next_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE outbox SET attempts = attempts + 1, next_at = now() + %(hold)s * interval '1 second'
+    FROM due WHERE outbox.id = due.id
+    RETURNING outbox.id, outbox.event, outbox.subject_id, outbox.url, outbox.attempts, outbox.created_at
 )
-UPDATE outbox SET attempts = attempts + 1, next_at = now() + %(hold)s * interval '1 second'
-FROM due WHERE outbox.id = due.id
-RETURNING outbox.id, outbox.event, outbox.subject_id, outbox.url, outbox.attempts, outbox.created_at
+SELECT taken.*, line.body FROM taken
+LEFT JOIN job ON taken.url IS NULL AND job.id = taken.subject_id LEFT JOIN line USING (source_id, line_no)
 """
 
 
 def take_due(store: Store, *, most: int = 64, hold_s: float = 60.0) -> list[Owed]:
-    return [Owed(*row) for row in store.fetch(_TAKE, {"most": most, "hold": hold_s})]
+    rows = store.fetch(_TAKE, {"most": most, "hold": hold_s})
+    return [
+        Owed(number, event, subject, url or str(json.loads(body)["callback_url"]), attempt, created_at)
+        for number, event, subject, url, attempt, created_at, body in rows
+    ]
 
 
 def settle(store: Store, owed_id: int, *, status: int | None, error: str | None, retry_in_s: float | None) -> None:

@@ -112,12 +112,6 @@ def get_batch(store: Store, batch_id: int, *, tenant_id: int) -> BatchRow:
         return BatchRow(batch, states, Decimal(cost))
 
 
-def recent_jobs_by_state(store: Store) -> dict[str, int]:
-    """Unfinished jobs by state, for `doctor`."""
-    rows = store.fetch("SELECT state, count(*) FROM job WHERE finished_at IS NULL GROUP BY state")
-    return {row[0]: row[1] for row in rows}
-
-
 def live_workers(store: Store) -> list[tuple[int, str, str | None, str, int, datetime]]:
     """(id, kind, deployment, host, pid, lease until) of every worker whose lease holds."""
     return store.fetch(

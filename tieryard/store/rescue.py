@@ -2,35 +2,47 @@
 
 That view (migration 0001) is bounded by the feeder's window (and single jobs), however long the backlog behind
 it is. Its `released_before` is a time by which a job had certainly been released, where one is known.
+
+Rescue never waits for a row: what another transaction holds is left for the next sweep (SKIP LOCKED). So whatever
+order these statements meet rows in, they are part of no deadlock.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tieryard.job import MAX_WORKER_DEATHS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
 
-_BURY = "UPDATE worker SET stopped_at = now() WHERE stopped_at IS NULL AND lease_until < now() RETURNING id, kind"
+_BURY = """
+UPDATE worker SET stopped_at = now() WHERE stopped_at IS NULL AND lease_until < now() RETURNING id, kind, deployment
+"""
+
+# A suspect that waits for its lone start has not been at risk since it became one.
+_DEATHS = "(worker_deaths + (worker_deaths < %(most)s - 1 OR ran_alone)::int)"
 
 # Running jobs of workers that have stopped, whoever noticed. A stop that was asked for is honoured here, since
 # its worker cannot; the third death fails the job; everything else goes back to the queue.
 _ORPHANS = """
 WITH orphan AS (
-    SELECT in_yard.id FROM in_yard JOIN worker ON worker.id = in_yard.worker_id
-    WHERE in_yard.state = 'running' AND worker.stopped_at IS NOT NULL
+    SELECT id FROM job
+    WHERE state = 'running' AND id IN (
+        SELECT in_yard.id FROM in_yard JOIN worker ON worker.id = in_yard.worker_id
+        WHERE in_yard.state = 'running' AND worker.stopped_at IS NOT NULL)
+    FOR UPDATE SKIP LOCKED
 ), moved AS (
     UPDATE job SET
-        worker_deaths = worker_deaths + 1,
+        worker_deaths = {deaths},
         state = CASE WHEN stop_requested IS NOT NULL THEN stop_requested
-                     WHEN worker_deaths + 1 >= %(most)s THEN 'failed' ELSE 'queued' END,
-        finished_at = CASE WHEN stop_requested IS NOT NULL OR worker_deaths + 1 >= %(most)s THEN now() END,
+                     WHEN {deaths} >= %(most)s THEN 'failed' ELSE 'queued' END,
+        finished_at = CASE WHEN stop_requested IS NOT NULL OR {deaths} >= %(most)s THEN now() END,
         nudge_at = now()
     FROM orphan
     WHERE job.id = orphan.id AND job.state = ANY(%(from)s)
     RETURNING job.id, job.tenant_id, job.fence, job.worker_id, job.deployment, job.claimed_at, job.state,
-              job.wants_callback, job.source_id, job.line_no, job.worker_deaths, job.created_at
+              job.wants_callback, job.worker_deaths, job.created_at
 ), timed AS (
     INSERT INTO timing (job_id, fence, worker_id, deployment, outcome, claimed_at, wait_ms, error)
     SELECT id, fence, worker_id, deployment, 'worker_died', claimed_at,
@@ -42,24 +54,28 @@ WITH orphan AS (
                       ELSE state || ' while its worker was dead' END
     FROM moved WHERE state <> 'queued'
 ), owed AS (
-    INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT moved.tenant_id, 'job.' || moved.state, moved.id, line.body::jsonb ->> 'callback_url'
-    FROM moved JOIN line USING (source_id, line_no) WHERE moved.state <> 'queued' AND moved.wants_callback
+    INSERT INTO outbox (tenant_id, event, subject_id)
+    SELECT tenant_id, 'job.' || state, id FROM moved WHERE state <> 'queued' AND wants_callback
 )
 SELECT state, count(*) FROM moved GROUP BY state
-"""
+""".replace("{deaths}", _DEATHS)
 
 # Deadlines, of everything that waits: released or not. A chunk a sweep, so that no sweep is long.
 _EXPIRE = """
-WITH late AS (
-    (SELECT job.id FROM batch JOIN job ON job.batch_id = batch.id AND job.finished_at IS NULL
-     WHERE batch.finished_at IS NULL AND batch.deadline < now() LIMIT 5000)
-    UNION ALL
-    (SELECT id FROM job WHERE batch_id IS NULL AND finished_at IS NULL AND deadline < now() LIMIT 5000)
+WITH batched AS (
+    SELECT job.id FROM batch JOIN job ON job.batch_id = batch.id AND job.finished_at IS NULL
+    WHERE batch.finished_at IS NULL AND batch.deadline < now() AND job.stop_requested IS NULL
+    LIMIT 5000 FOR UPDATE OF job SKIP LOCKED
+), single AS (
+    SELECT id FROM job
+    WHERE batch_id IS NULL AND finished_at IS NULL AND deadline < now() AND stop_requested IS NULL
+    LIMIT 5000 FOR UPDATE SKIP LOCKED
+), late AS (
+    SELECT id FROM batched UNION ALL SELECT id FROM single
 ), expired AS (
     UPDATE job SET state = 'expired', finished_at = now() FROM late
     WHERE job.id = late.id AND job.state = ANY(%(from)s)
-    RETURNING job.id, job.tenant_id, job.wants_callback, job.source_id, job.line_no
+    RETURNING job.id, job.tenant_id, job.wants_callback
 ), asked AS (
     UPDATE job SET stop_requested = 'expired' FROM late
     WHERE job.id = late.id AND job.state = 'running' AND job.stop_requested IS NULL
@@ -67,42 +83,55 @@ WITH late AS (
     INSERT INTO result (job_id, error_kind, error)
     SELECT id, 'expired', 'not finished within its completion window' FROM expired
 ), owed AS (
-    INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT expired.tenant_id, 'job.expired', expired.id, line.body::jsonb ->> 'callback_url'
-    FROM expired JOIN line USING (source_id, line_no) WHERE wants_callback
+    INSERT INTO outbox (tenant_id, event, subject_id)
+    SELECT tenant_id, 'job.expired', id FROM expired WHERE wants_callback
 )
 SELECT count(*) FROM expired
 """
 
-# A batch whose window has passed hands the rest of its lines to the yard's edge at once: they are all final.
+# A batch whose window has passed hands the rest of its lines to the yard's edge once they are all final. Before that
+# it would fill the window with work that nobody does, and keep other batches out of it.
 _CLOSE_EXPIRED = """
 UPDATE batch SET released_to = total
 WHERE finished_at IS NULL AND deadline < now() AND expanded_to = total AND released_to < total
+  AND NOT EXISTS (SELECT FROM job WHERE job.batch_id = batch.id AND job.finished_at IS NULL
+                  AND job.id >= batch.first_job_id + batch.released_to)
 """
 
 # Jobs whose nudge is due again: lost (or taken for lost), or their backoff is over. The next time is as far off as
-# the job is old, so a job that merely waits is nudged again only log2(its age) times.
+# the job's release is past, so one that merely waits is nudged again only log2(its wait) times. Its creation says
+# nothing: a batch's jobs may be released, and their nudges lost, many hours after it.
 _NUDGE = """
 WITH due AS (
-    SELECT id FROM in_yard
+    SELECT id, released_before FROM in_yard
     WHERE state = ANY(%(waiting)s)
-      AND (%(all)s OR nudge_at <= now()
+      AND (%(all)s OR nudge_at <= now() OR (state = 'routed' AND deployment = ANY(%(lost)s))
            OR (nudge_at IS NULL AND released_before < now() - %(patience)s * interval '1 second'))
-    LIMIT 20000
+    LIMIT %(most)s
+), free AS (
+    SELECT job.id, due.released_before FROM job JOIN due USING (id)
+    WHERE job.state = ANY(%(waiting)s) AND (job.not_before IS NULL OR job.not_before <= now())
+    FOR UPDATE OF job SKIP LOCKED
 ), nudged AS (
-    UPDATE job SET nudge_at = now() + greatest(%(patience)s * interval '1 second', now() - job.created_at)
-    FROM due
-    WHERE job.id = due.id AND job.state = ANY(%(waiting)s) AND (job.not_before IS NULL OR job.not_before <= now())
+    UPDATE job SET nudge_at = now() + greatest(%(patience)s * interval '1 second',
+                                               now() - coalesce(free.released_before, now()))
+    FROM free WHERE job.id = free.id
     RETURNING job.id, job.state, job.tier, job.deployment, job.deadline
 )
 SELECT * FROM nudged
 """
 
 _MARK = """
-UPDATE batch SET mark_to = released_to, mark_at = now()
-WHERE finished_at IS NULL AND released_to > mark_to
-  AND (mark_at IS NULL OR mark_at < now() - %(patience)s * interval '1 second')
+WITH free AS (
+    SELECT id FROM batch
+    WHERE finished_at IS NULL AND released_to > mark_to
+      AND (mark_at IS NULL OR mark_at < now() - %(patience)s * interval '1 second')
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE batch SET mark_to = released_to, mark_at = now() FROM free WHERE batch.id = free.id
 """
+
+_MOST_NUDGES = 20_000  # a sweep's, so that none is long; all there are when Redis has lost its memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +145,9 @@ class Nudge:
     deadline: datetime
 
 
-def bury(connection: Connection) -> list[tuple[int, str]]:
-    """Declares workers dead whose lease ran out: (id, kind)."""
-    return [(row[0], row[1]) for row in connection.execute(_BURY)]
+def bury(connection: Connection) -> list[tuple[int, str, str | None]]:
+    """Declares workers dead whose lease ran out: (id, kind, deployment)."""
+    return [(row[0], row[1], row[2]) for row in connection.execute(_BURY)]
 
 
 def requeue_orphans(connection: Connection) -> dict[str, int]:
@@ -136,9 +165,14 @@ def expire(connection: Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def due_nudges(connection: Connection, *, patience_s: float, everything: bool) -> list[Nudge]:
-    """Waiting jobs to publish (again). `everything`: the broker has lost its memory."""
+def due_nudges(
+    connection: Connection, *, patience_s: float, everything: bool = False, lost: Sequence[str] = ()
+) -> list[Nudge]:
+    """Waiting jobs to publish (again). `everything`: the broker has lost its memory. `lost`: deployments of which
+    a worker has died, with what was in its inbox."""
     waiting = sorted(WAITING)
-    rows = connection.execute(_NUDGE, {"waiting": waiting, "all": everything, "patience": patience_s}).fetchall()
+    most = None if everything else _MOST_NUDGES
+    wanted = {"waiting": waiting, "all": everything, "lost": list(lost), "patience": patience_s, "most": most}
+    rows = connection.execute(_NUDGE, wanted).fetchall()
     connection.execute(_MARK, {"patience": patience_s})
     return [Nudge(*row) for row in rows]

@@ -131,7 +131,10 @@ class Batch(SQLModel, table=True):
 
 
 class Job(SQLModel, table=True):
-    """One request for one completion."""
+    """One request for one completion.
+
+    `ran_alone` is set before a suspect's lone start: only after it can one more worker death be its last.
+    """
 
     __tablename__: ClassVar[str] = "job"
     __table_args__ = (
@@ -153,6 +156,7 @@ class Job(SQLModel, table=True):
     attempts: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
     worker_deaths: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
     wants_callback: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    ran_alone: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
     created_at: datetime = Field(sa_column=_time(now=True))
     deadline: datetime = Field(sa_column=_time())
@@ -247,7 +251,11 @@ class Ledger(SQLModel, table=True):
 
 
 class Outbox(SQLModel, table=True):
-    """A callback owed, written with the fact it tells of. Delivered, given up, or due at `next_at`."""
+    """A callback owed, written with the fact it tells of. Delivered, given up, or due at `next_at`.
+
+    `url` is a batch's; a job's stands in its line, where it is read when it is due: no statement that ends jobs
+    parses what a caller wrote.
+    """
 
     __tablename__: ClassVar[str] = "outbox"
     __table_args__ = (
@@ -259,7 +267,7 @@ class Outbox(SQLModel, table=True):
     tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
     event: str = Field(sa_column=Column(Text, nullable=False))
     subject_id: int = Field(sa_column=Column(BigInteger, nullable=False))
-    url: str = Field(sa_column=Column(Text, nullable=False))
+    url: str | None = Field(default=None, sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_time(now=True))
     next_at: datetime = Field(sa_column=_time(now=True))
     attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import orjson
 import psycopg
 
 from tieryard.errors import StoreError
@@ -44,8 +45,11 @@ class Writer:
         self._thread.start()
 
     def put(self, ending: Ending) -> None:
-        """Blocks only while `capacity` endings wait: callers on a loop check `full` first."""
-        self._queue.put(ending)
+        """Blocks only while `capacity` endings wait: callers on a loop check `full` first.
+
+        Raises the thread's `failure` when it has died: nobody would take the ending.
+        """
+        self._put(ending)
 
     @property
     def full(self) -> bool:
@@ -53,8 +57,20 @@ class Writer:
         return self._queue.qsize() > self._queue.maxsize * 3 // 4
 
     def close(self) -> None:
-        self._queue.put(None)
+        """Returns when everything put is written. Raises the thread's `failure` when it is not."""
+        self._put(None)
         self._thread.join()
+        if self.failure is not None:
+            raise self.failure
+
+    def _put(self, item: Ending | None) -> None:
+        while self.failure is None:
+            try:
+                self._queue.put(item, timeout=1.0)
+            except queue.Full:
+                continue
+            return
+        raise self.failure
 
     def _run(self) -> None:
         try:
@@ -89,7 +105,7 @@ class Writer:
                 self._log.warning(Event.STORE_AWAY, waiting=len(endings), error=str(error)[:200])
                 time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
                 pause_s = min(pause_s * 2, 5)
-            except (psycopg.DataError, psycopg.IntegrityError, UnicodeError) as error:
+            except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
                 self._bisect(endings, error)
                 return
         self._flushed(done)
@@ -103,19 +119,33 @@ class Writer:
             self._flush(endings[middle:])
             return
         [spoilt] = endings
-        if spoilt.error_kind == "unstorable":
-            raise error  # even the plain refusal does not fit: a fault of ours, not of the data
-        self._flush(
-            [
-                dataclasses.replace(
-                    spoilt,
-                    state=State.FAILED,
-                    hand_back=None,
-                    output=None,
-                    finish_reason=None,
-                    fingerprint=None,
-                    error_kind="unstorable",
-                    error=f"the answer could not be stored: {type(error).__name__}",
-                )
-            ]
-        )
+        self._flush([_plainer(spoilt, error)])
+
+
+def _plainer(spoilt: Ending, error: Exception) -> Ending:
+    """The same job failed without the answer's words; if that is refused too, without its figures, which come from
+    the engine as well. If even that does not fit it is a fault of ours, not of the data."""
+    if spoilt.error_kind == "unstorable":
+        raise error
+    plain = dataclasses.replace(
+        spoilt,
+        state=State.FAILED,
+        hand_back=None,
+        output=None,
+        finish_reason=None,
+        fingerprint=None,
+        error_kind="unstorable answer",
+        error=f"the answer could not be stored: {type(error).__name__}",
+    )
+    if spoilt.error_kind != "unstorable answer":
+        return plain
+    return dataclasses.replace(
+        plain,
+        error_kind="unstorable",
+        ttft_ms=None,
+        latency_ms=None,
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=0,
+        cost_usd=None,
+    )

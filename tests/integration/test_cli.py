@@ -1,0 +1,255 @@
+"""The commands as a user meets them: one line that says what is wrong, a code, and figures that are exact."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from api.app import create_app
+from tests.conftest import CATALOGS
+from tieryard import __version__
+from tieryard.cli import main
+from tieryard.cli.submit import summarize
+from tieryard.settings import Settings
+from tieryard.store import Store
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs one command line of `tieryard`, on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TIERYARD_API_KEY", "ty_test")
+    monkeypatch.delenv("TIERYARD_URL", raising=False)
+
+    def call(*arguments: str) -> Ran:
+        monkeypatch.setattr("sys.argv", ["tieryard", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), shown.out, shown.err)
+
+    return call
+
+
+@pytest.fixture
+def url(settings: Settings, tenant: int) -> Iterator[str]:
+    """The real API on a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """A URL that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def file_of(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_version(run: Run) -> None:
+    assert run("version") == Ran(0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "says"), [(None, "set TIERYARD"), ("", "set TIERYARD"), ("k\u00e9y", "no key"), ("a b", "no key")]
+)
+def test_submit_without_a_usable_key(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str | None, says: str
+) -> None:
+    if key is None:
+        monkeypatch.delenv("TIERYARD_API_KEY")
+    else:
+        monkeypatch.setenv("TIERYARD_API_KEY", key)
+    ran = run("submit", file_of(tmp_path, "{}"))
+    assert (ran.code, ran.out) == (2, "")
+    assert says in ran.err
+
+
+def test_a_fleet_that_is_not_there(run: Run, nowhere: str) -> None:
+    ran = run("jobs", "list", "--url", nowhere)
+    assert ran.code == 1
+    assert nowhere in ran.err
+    assert "is the fleet up?" in ran.err
+
+
+@pytest.mark.parametrize("wrong", ["localhost:8000", "http://", "http://[", "ftp://a", ""])
+@pytest.mark.parametrize("command", [("jobs", "list"), ("doctor",)])
+def test_what_is_no_url(run: Run, wrong: str, command: tuple[str, ...]) -> None:
+    ran = run(*command, "--url", wrong)
+    assert ran.code in (1, 2)
+    assert "URL" in ran.err or "fleet" in ran.out or "no answer" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_submit_without_a_file(run: Run, nowhere: str, tmp_path: Path) -> None:
+    ran = run("submit", str(tmp_path / "none.jsonl"), "--url", nowhere)
+    assert ran.code == 2
+    assert "none.jsonl: cannot be read (No such file or directory)" in ran.err
+    assert run("submit", str(tmp_path), "--url", nowhere).code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"prompt": "x"}\n\n{"prompt": \n', "line 3: not valid JSON"),
+        ('{"prompt": "x"}\n{"prompt": " "}\n', "line 2, prompt: must not be empty"),
+        ("", "at least one job"),
+    ],
+)
+def test_submit_of_a_bad_file(run: Run, url: str, tmp_path: Path, store: Store, text: str, says: str) -> None:
+    ran = run("submit", file_of(tmp_path, text), "--url", url)
+    assert (ran.code, ran.out) == (2, "")
+    assert says in ran.err
+    assert store.fetch("SELECT count(*) FROM line") == [(0,)]
+
+
+def test_submit_prints_the_batch(run: Run, url: str, tmp_path: Path) -> None:
+    ran = run("submit", file_of(tmp_path, '{"prompt": "x"}\n'), "--url", f"{url}/")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("batch_")
+
+
+def test_out_needs_wait(run: Run, tmp_path: Path) -> None:
+    ran = run("submit", file_of(tmp_path, "{}"), "--out", "x")
+    assert ran.code == 2
+    assert "need --wait" in ran.err
+
+
+def test_a_wrong_key(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIERYARD_API_KEY", "ty_wrong")
+    ran = run("jobs", "list", "--url", url)
+    assert (ran.code, ran.err) == (2, "tieryard: this API key is not known, or was revoked\n")
+
+
+def test_an_unknown_job(run: Run, url: str) -> None:
+    assert run("jobs", "show", "job_99", "--url", url) == Ran(2, "", "tieryard: no job 'job_99'\n")
+    assert run("jobs", "cancel", "nope", "--url", url) == Ran(2, "", "tieryard: no job 'nope'\n")
+
+
+def test_jobs_are_listed_and_shown_as_they_were_written(run: Run, url: str, tmp_path: Path) -> None:
+    """Brackets are no markup here, and nothing a caller wrote reaches the terminal as an escape."""
+    import httpx
+
+    body = {"prompt": "x", "custom_id": "[/red] [bold]\u001b[2J"}
+    job = httpx.post(f"{url}/v1/jobs", json=body, headers={"authorization": "Bearer ty_test"}).json()["id"]
+    listed, shown = run("jobs", "list", "--url", url), run("jobs", "show", job, "--url", url)
+    assert listed.code == shown.code == 0
+    assert job in listed.out
+    assert "[/red] [bold]" in shown.out
+    assert "\x1b[2J" not in listed.out + shown.out
+    assert run("jobs", "cancel", job, "--url", url).out == f"{job}: cancelled\n"
+
+
+def test_config_check(run: Run, tmp_path: Path) -> None:
+    good = run("config", "check", str(CATALOGS / "instant.yaml"))
+    assert good.code == 0
+    assert "valid (4 tiers, 2 deployments)" in good.out
+    bad = tmp_path / "bad.yaml"
+    text = (CATALOGS / "instant.yaml").read_text(encoding="utf-8")
+    bad.write_text(text.replace("context_limit: 512", "context_limit: many"), encoding="utf-8")
+    ran = run("config", "check", str(bad))
+    assert (ran.code, ran.out) == (2, "")
+    line = text.split("context_limit: 512")[0].count("\n") + 1
+    assert f"line {line}" in ran.err
+    assert "context_limit" in ran.err
+    assert run("config", "check", str(tmp_path / "none.yaml")).code == 2
+
+
+def test_doctor_without_a_fleet(run: Run, nowhere: str) -> None:
+    ran = run("doctor", "--url", nowhere)
+    assert ran.code == 1
+    assert "tieryard up" in " ".join(ran.out.split())
+
+
+def test_doctor_of_a_fleet_that_is_not_ready(run: Run, url: str) -> None:
+    ran = run("doctor", "--url", url)
+    assert ran.code == 1
+    assert "no live worker" in ran.out
+
+
+# The figures of a batch
+
+
+def done(deployment: str, cost: str, ttft_ms: float | None, state: str = "succeeded") -> dict[str, Any]:
+    return {
+        "state": state,
+        "deployment": deployment,
+        "cost_usd": cost,
+        "usage": {"prompt_tokens": 30, "completion_tokens": 2},
+        "timings": {"ttft_ms": ttft_ms, "latency_ms": ttft_ms},
+    }
+
+
+def test_sums_are_exact() -> None:
+    jobs = [done("a", "0.00000003", 1.0) for _ in range(3)] + [done("b", "1E-7", 2.0)]
+    jobs.append({**done("a", "0", None, "cancelled"), "timings": None, "usage": None, "cost_usd": None})
+    figures = summarize({"id": "batch_1", "cost_usd": "1.90E-7"}, jobs)
+    assert figures["cost_usd"] == figures["sum_of_job_costs_usd"] == "0.00000019"
+    assert (figures["jobs"], figures["succeeded"], figures["failed"]) == (5, 4, 1)
+    assert figures["deployments"]["a"] == {
+        "jobs": 3,
+        "tokens": 96,
+        "ttft_ms": {"p50": 1.0, "p95": 1.0},
+        "latency_ms": {"p50": 1.0, "p95": 1.0},
+        "cost_usd": "0.00000009",
+    }
+
+
+def test_percentiles_of_one_and_of_none() -> None:
+    figures = summarize({"id": "batch_1", "cost_usd": "0"}, [done("a", "0", 7.04), done("b", "0", None)])
+    assert figures["deployments"]["a"]["ttft_ms"] == {"p50": 7.0, "p95": 7.0}
+    assert figures["deployments"]["b"]["ttft_ms"] == {"p50": None, "p95": None}
+    assert figures["cost_usd"] == "0"
+
+
+def test_percentiles_are_inclusive() -> None:
+    figures = summarize({"id": "batch_1", "cost_usd": "0"}, [done("a", "0", float(i)) for i in range(1, 102)])
+    assert figures["deployments"]["a"]["latency_ms"] == {"p50": 51.0, "p95": 96.0}
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_no_figure_is_cut(width: int) -> None:
+    from rich.console import Console
+
+    from tieryard.cli.submit import _table
+
+    figures = summarize({"id": "batch_1", "cost_usd": "0.00025475"}, [done("smol-short", "0.00008365", 17_684.0)] * 48)
+    console = Console(width=width, record=True)
+    console.print(_table(figures))
+    text = console.export_text()
+    assert "…" not in text
+    assert "17,684" in text
+    assert "0.00025475" in text
+    assert max(map(len, text.splitlines())) <= width

@@ -1,0 +1,141 @@
+"""Faults that a review found, and that must not come back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from tests import factories as make
+from tests.conftest import eventually
+from tests.integration.test_infer import ScriptedEngine
+from tieryard import webhooks
+from tieryard.admission import Admission
+from tieryard.errors import RequestError
+from tieryard.settings import Settings
+from tieryard.store import batches, jobs, outbox
+from tieryard.store.leader import lead
+from workers import callback, expand
+from workers.classify import Classifier
+from workers.feed import Feeder
+from workers.infer import Inference
+from workers.rescue import sweep
+from workers.yard import Yard
+
+
+@pytest.fixture
+def yard(settings: Settings) -> Iterator[Yard]:
+    yard = Yard("test", settings, consume=[], deployment="short")
+    yield yard
+    yard.store.close()
+    yard.redis.close()
+    yard.app.close()
+
+
+@pytest.fixture
+def picky(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> Admission:
+    """An admission whose chat template refuses some conversations, as those of Mistral, Gemma and Llama do."""
+    admission = yard.admission()
+    count = type(next(iter(admission.counters.values()))).count
+
+    def refusing(self: object, conversations: list[list[dict[str, str]]]) -> list[int]:
+        if any(turn["role"] == "tool" for turns in conversations for turn in turns):
+            raise RequestError("Conversation roles must alternate")
+        return count(self, conversations)
+
+    monkeypatch.setattr(type(next(iter(admission.counters.values()))), "count", refusing)
+    return admission
+
+
+ODD = '{"messages": [{"role": "tool", "content": "x"}], "model": "short"}'
+
+
+def test_a_conversation_that_a_template_refuses_does_not_hold_its_parcel(
+    yard: Yard, picky: Admission, tenant: int
+) -> None:
+    good, odd = make.save_jobs(yard.store, tenant), make.save_jobs(yard.store, tenant, text=ODD)
+    with contextlib.suppress(RequestError):
+        Classifier(yard, picky).classify("batch", 0.0, [(good[0], 2)])
+    assert make.column(yard.store, "state", good + odd) == ["routed", "failed"]
+
+
+def test_a_line_that_cannot_be_judged_does_not_hold_all_batches(yard: Yard, picky: Admission, tenant: int) -> None:
+    long = ODD.replace('"x"', '"' + "x " * 400 + '"')  # too long for the bound that needs no template
+    odd, good = make.save_batch(yard.store, tenant, lines=[long]), make.save_batch(yard.store, tenant)
+    for _ in range(3):
+        with contextlib.suppress(RequestError):
+            expand.expand_all(yard, picky)
+    assert make.column(yard.store, "state", [odd + 1, good + 1]) == ["failed", "queued"]
+
+
+def test_a_suspect_that_waits_for_an_empty_engine_is_not_at_risk(yard: Yard, tenant: int) -> None:
+    yard.join()
+    engine = ScriptedEngine()
+    worker = Inference(yard, "short", engine=engine)
+    worker.start(lambda _: None)
+    try:
+        ids = make.save_jobs(yard.store, tenant, text=make.body("wait", model="short"))
+        ids += make.save_jobs(yard.store, tenant, text=make.body("innocent", model="short"))
+        yard.store.fetch("UPDATE job SET worker_deaths = 2 WHERE id = %(id)s RETURNING id", {"id": ids[1]})
+        Classifier(yard, yard.admission()).classify("batch", 0.0, [(ids[0], 2)])
+        worker.offer("batch", 0.0, [(ids[0], 1)])
+        eventually(lambda: engine.running == {"wait"})
+        worker.offer("batch", 0.0, [(ids[1], 1)])
+        eventually(lambda: make.column(yard.store, "state", ids[1:]) == ["running"])
+        yard.store.fetch("UPDATE worker SET lease_until = now() - interval '1 s' RETURNING id")
+        sweep(yard)
+        assert make.column(yard.store, "state", ids[1:]) == ["queued"]
+        assert make.column(yard.store, "worker_deaths", ids[1:]) == [2]
+    finally:
+        engine.go.set()
+        worker.drain()
+        yard.leave()
+
+
+def test_a_delivery_that_fails_unexpectedly_is_settled(
+    yard: Yard, tenant: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise ValueError("Port out of range 0-65535")
+
+    monkeypatch.setattr(webhooks, "deliver", broken)
+    ids = make.save_jobs(yard.store, tenant, text=make.body(callback_url=make.HOOK), wants_callback=True)
+    jobs.cancel(yard.store, ids, tenant_id=tenant)
+    with contextlib.suppress(ValueError):
+        callback.deliver_due(yard)
+    assert make.count(yard.store, "outbox", "last_error IS NOT NULL") == 1
+    assert outbox.take_due(yard.store) == []
+
+
+def test_the_feeder_does_not_walk_over_what_has_finished(yard: Yard, tenant: int) -> None:
+    batch_id = make.save_batch(yard.store, tenant, 600)
+    make.expand(yard.store)
+    feeder = Feeder(yard)
+    with lead(yard.store, "feeder") as connection:
+        assert connection is not None
+        feeder.tick(connection)
+        released = yard.store.fetch("SELECT released_to FROM batch")[0][0]
+        ids = list(range(batch_id + 1, batch_id + 1 + released))
+        jobs.cancel(yard.store, ids, tenant_id=tenant)
+        found = batches.open_batches(connection, {})
+        assert found[0].outstanding == 0
+        feeder._yard.publisher.publish = lambda _: 0  # type: ignore[method-assign,assignment]
+        feeder._rates["bulk"].outstanding = 10**6  # no room: nothing more is released
+        feeder.tick(connection)
+        assert feeder._floors == {batch_id: batch_id + 1 + released}
+
+
+def test_what_was_in_a_dead_workers_inbox_is_nudged_at_once(yard: Yard, tenant: int) -> None:
+    sweep(yard)  # sets the epoch
+    ids = make.save_jobs(yard.store, tenant)
+    make.route(yard.store, ids, deployment="short")
+    yard.store.fetch(
+        "UPDATE job SET created_at = now() - interval '10 h', nudge_at = now() + interval '10 h' RETURNING id"
+    )
+    dead = make.worker(yard.store, lease_s=-1)
+    yard.store.fetch("UPDATE worker SET deployment = 'short' WHERE id = %(id)s RETURNING id", {"id": dead})
+    seen = []
+    yard.publisher.publish = lambda parcels: seen.extend(parcels) or 0  # type: ignore[method-assign,assignment]
+    sweep(yard)
+    assert [p.runs for p in seen] == [[(ids[0], 1)]]

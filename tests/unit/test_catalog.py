@@ -1,0 +1,143 @@
+"""A good catalog loads; a bad one is refused with every fault's line, field and what was expected."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CATALOGS
+from tieryard.catalog import load_catalog, parse_catalog
+from tieryard.errors import CatalogError
+
+ROOT = Path(__file__).parents[2]
+GOOD = """\
+version: 1
+tiers:
+  realtime: {slo_ms: 1000, window: 60s}
+  bulk: {window: 24h}
+categories: [chat, code]
+deployments:
+  small:
+    model: org/model
+    revision: abc
+    size_class: small
+    engine: {kind: openai_http, url: "http://vllm:8000"}
+    context_limit: 4096
+    max_in_flight: 8
+    realtime_reserve: 2
+    tokenizer: utf8
+    price: {input_usd_per_1m: 0.10, output_usd_per_1m: 0.40}
+    quality: 0.5
+"""
+
+SHIPPED = [ROOT / "tieryard" / "local.yaml", ROOT / "deploy" / "tieryard.yaml", CATALOGS / "instant.yaml"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
+def test_shipped_catalogs_load(path: Path) -> None:
+    catalog = load_catalog(path)
+    assert set(catalog.tiers) == {"realtime", "interactive", "batch", "bulk"}
+    assert load_catalog(path).hash() == catalog.hash()
+
+
+def test_a_catalog_says_what_the_file_says() -> None:
+    catalog = parse_catalog(GOOD)
+    small = catalog.deployments["small"]
+    assert small.price.input_usd_per_1m == Decimal("0.1")
+    assert catalog.due_in("bulk", None) == timedelta(hours=24)
+    assert catalog.due_in("bulk", timedelta(minutes=1)) == timedelta(minutes=1)
+    assert re.fullmatch("[0-9a-f]{12}", catalog.hash())
+    assert parse_catalog(GOOD.replace("0.10", "0.11")).hash() != catalog.hash()
+
+
+def refused(text: str) -> CatalogError:
+    with pytest.raises(CatalogError) as caught:
+        parse_catalog(text, name="t.yaml")
+    return caught.value
+
+
+# (what is replaced, by what, the line at fault, its field, what the message says)
+FAULTS = [
+    ("version: 1", "version: 2", 1, "version", "1"),
+    ("version: 1\n", "", 1, "version", "is required"),
+    ("tiers:\n  realtime: {slo_ms: 1000, window: 60s}\n  bulk: {window: 24h}\n", "", 1, "tiers", "is required"),
+    ("  realtime: {slo_ms: 1000, window: 60s}\n  bulk: {window: 24h}\n", "  {}\n", 2, "tiers", "at least 1"),
+    ("slo_ms: 1000", "slo_ms: fast", 3, "tiers.realtime.slo_ms", "integer"),
+    ("slo_ms: 1000", "slo_ms: 0", 3, "tiers.realtime.slo_ms", "greater than 0"),
+    ("slo_ms: 1000", "slo: 1000", 3, "tiers.realtime.slo", "not a known field"),
+    ("window: 24h", "window: a day", 4, "tiers.bulk.window", "a duration such as '90s'"),
+    ("window: 24h", "window: 24", 4, "tiers.bulk.window", "a duration such as '90s'"),
+    ("window: 24h", "window: 0s", 4, "tiers.bulk.window", "greater than"),
+    ("  bulk:", "  Bulk!:", 4, "tiers.Bulk!", "pattern"),
+    ("[chat, code]", "[]", 5, "categories", "at least 1"),
+    ("[chat, code]", "[chat, 7]", 5, "categories.1", "string"),
+    ("[chat, code]", "chat", 5, "categories", "list"),
+    ("    model: org/model\n", "", 7, "deployments.small.model", "is required"),
+    ("model: org/model", "model: ''", 8, "deployments.small.model", "at least 1"),
+    ("size_class: small", "size_class: tiny", 10, "deployments.small.size_class", "'small', 'medium' or 'large'"),
+    ("kind: openai_http", "kind: tgi", 11, "deployments.small.engine", "'openai_http', 'llama_cpp', 'instant'"),
+    ("kind: openai_http, ", "", 11, "deployments.small.engine", "kind"),
+    ('url: "http://vllm:8000"', "url: vllm", 11, "deployments.small.engine.url", "pattern"),
+    ('url: "http://vllm:8000"', "slots: 4", 11, "deployments.small.engine.slots", "not a known field"),
+    ('"http://vllm:8000"', '"http://vllm:8000", slots: 4', 11, "deployments.small.engine.slots", "not a known field"),
+    ("context_limit: 4096", "context_limit: -1", 12, "deployments.small.context_limit", "greater than 0"),
+    ("context_limit: 4096", "context_limt: 4096", 12, "deployments.small.context_limt", "not a known field"),
+    ("realtime_reserve: 2", "realtime_reserve: 8", 7, "deployments.small", "realtime_reserve must be below"),
+    ("input_usd_per_1m: 0.10", "input_usd_per_1m: -0.1", 16, "deployments.small.price.input_usd_per_1m", "0"),
+    ("input_usd_per_1m: 0.10, ", "", 16, "deployments.small.price.input_usd_per_1m", "is required"),
+    ("0.40", "0.0000001", 16, "deployments.small.price.output_usd_per_1m", "6 decimal"),
+    ("0.40", ".nan", 16, "deployments.small.price.output_usd_per_1m", "finite"),
+    ("quality: 0.5", "quality: 50", 17, "deployments.small.quality", "less than or equal to 1"),
+    ("quality: 0.5", "capabilities: [vision]", 17, "deployments.small.capabilities.0", "'json_schema', 'tools' or"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "line", "field", "message"), FAULTS)
+def test_a_fault_is_refused_with_its_line_field_and_expectation(
+    good: str, bad: str, line: int, field: str, message: str
+) -> None:
+    assert GOOD.count(good) == 1
+    error = refused(GOOD.replace(good, bad))
+    row = next((r for r in error.message.splitlines() if r.startswith(f"t.yaml:{line}: {field}: ")), "")
+    assert row, error.message
+    assert message in row
+    assert error.line is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (GOOD.replace("tiers:", "tiers"), 3),
+        (GOOD.replace("[chat, code]", "[chat, code"), 6),
+        (GOOD.replace("    revision:", "\trevision:"), 9),
+        (GOOD.replace("    revision: abc\n", "    revision: abc\n    revision: abd\n"), 10),
+        (GOOD + "version: 1\n", 18),
+        ("{", 1),
+        ("a: &x\nb: *y", 2),
+    ],
+)
+def test_bad_yaml_and_duplicate_keys_are_refused_with_their_line(text: str, line: int) -> None:
+    error = refused(text)
+    assert "not valid YAML" in error.message
+    assert error.line is not None
+    assert abs(error.line - line) <= 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "just words", "7"])
+def test_what_is_no_mapping_is_refused(text: str) -> None:
+    assert "expected a mapping" in refused(text).message
+
+
+def test_several_faults_give_several_rows_in_the_files_order() -> None:
+    text = GOOD.replace("24h", "soon").replace("4096", "none").replace("quality: 0.5", "quality: 9")
+    rows = refused(text).message.splitlines()
+    assert [row.split(":")[1] for row in rows] == ["4", "12", "17"]
+
+
+def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CatalogError, match=r"absent\.yaml: cannot be read"):
+        load_catalog(tmp_path / "absent.yaml")

@@ -1,0 +1,113 @@
+"""The feeder's sums: who may release how much, and how fast a tier is finishing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import factories as make
+from tieryard.store.batches import OpenBatch
+from workers import feed
+from workers.feed import Rate, share_out
+
+room = st.integers(min_value=-10, max_value=6000)
+
+
+@st.composite
+def open_batches(draw: st.DrawFn) -> list[OpenBatch]:
+    """As the feeder gets them: earliest deadline first."""
+    found = []
+    for i in range(draw(st.integers(min_value=0, max_value=8))):
+        expanded = draw(st.integers(min_value=0, max_value=1500))
+        released = draw(st.integers(min_value=0, max_value=expanded))
+        outstanding = draw(st.integers(min_value=0, max_value=released))
+        found.append(
+            make.open_batch(
+                i + 1, tenant_id=draw(st.integers(min_value=1, max_value=3)), total=1500, expanded_to=expanded,
+                released_to=released, outstanding=outstanding, deadline=make.soon(60.0 * i),
+            )
+        )  # fmt: skip
+    return found
+
+
+@given(open_batches(), room)
+def test_room_is_used_and_never_exceeded(found: list[OpenBatch], free: int) -> None:
+    granted = share_out(found, free)
+    assert sum(granted.values()) == min(max(free, 0), sum(b.releasable for b in found))
+    assert all(0 < n <= {b.id: b for b in found}[i].releasable for i, n in granted.items())
+
+
+@given(open_batches(), room)
+def test_inside_a_tenant_the_earliest_deadline_comes_first(found: list[OpenBatch], free: int) -> None:
+    granted = share_out(found, free)
+    for tenant in {b.tenant_id for b in found}:
+        mine = [b for b in found if b.tenant_id == tenant and b.releasable]
+        shares = [granted.get(b.id, 0) / b.releasable for b in mine]
+        assert shares == sorted(shares, reverse=True)
+        assert sum(0 < s < 1 for s in shares) <= 1
+
+
+@given(open_batches(), room)
+def test_no_tenant_is_served_while_one_with_fewer_in_the_yard_waits(found: list[OpenBatch], free: int) -> None:
+    granted = share_out(found, free)
+    after, given_, left = Counter[int](), Counter[int](), Counter[int]()
+    for b in found:
+        n = granted.get(b.id, 0)
+        after[b.tenant_id] += b.outstanding + n
+        given_[b.tenant_id] += n
+        left[b.tenant_id] += b.releasable - n
+    for served in (t for t in given_ if given_[t]):
+        for waiting in (t for t in left if left[t]):
+            assert after[served] <= after[waiting] + feed._STEP
+
+
+def test_a_small_tenant_is_not_stuck_behind_a_big_one() -> None:
+    big = make.open_batch(tenant_id=1, total=50_000, expanded_to=50_000, deadline=make.soon(10))
+    small = make.open_batch(tenant_id=2, total=100, expanded_to=100, deadline=make.soon(9999))
+    assert share_out([big, small], 1000) == {big.id: 900, small.id: 100}
+    assert share_out([replace(big, released_to=900, outstanding=900), small], 64) == {small.id: 64}
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(feed, "time", clock)
+    return clock
+
+
+def test_a_rate_rises_at_once_and_falls_slowly(clock: Clock) -> None:
+    rate = Rate(at=clock.now, outstanding=1000)
+    clock.now += 0.5
+    rate.observe(500)
+    assert rate.per_s == 1000
+    clock.now += 0.1
+    rate.observe(500)
+    assert rate.per_s == pytest.approx(900)
+    clock.now += 5
+    rate.observe(500)
+    assert rate.per_s == 0
+
+
+def test_a_rate_survives_a_clock_that_stands_and_jobs_that_come_back(clock: Clock) -> None:
+    rate = Rate(at=clock.now, outstanding=10)
+    rate.observe(5)
+    assert rate.per_s == 0
+    clock.now += 1
+    rate.observe(50)
+    assert rate.per_s == 0
+
+
+@given(st.floats(min_value=0, max_value=1e9), st.floats(min_value=0, max_value=60))
+def test_a_window_has_a_floor_and_a_ceiling(per_s: float, seconds: float) -> None:
+    assert feed._LEAST <= Rate(per_s=per_s).window(seconds) <= feed._MOST

@@ -1,0 +1,42 @@
+"""Tables that fit a terminal of 80 columns: words may fold, numbers and ids are never cut."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    right: Collection[str] = (),
+    folds: Collection[str] = (),
+    title: str | None = None,
+    sections: Collection[int] = (),
+) -> Table:
+    """Headers and cells; cells are taken as they are, never as markup. `right`: columns of figures. `folds`: those
+    that give way when the terminal is narrow. `sections`: rows after which a line is drawn.
+    """
+    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
+    for i, name in enumerate(headers):
+        widest = max((len(row[i]) for row in rows), default=0)
+        made.add_column(
+            name,
+            justify="right" if name.strip() in right else "left",
+            overflow="fold",
+            min_width=None if name in folds else max(widest, *map(len, name.split() or [""])),
+        )
+    for number, row in enumerate(rows):
+        made.add_row(
+            *(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row), end_section=number in sections
+        )
+    return made
+
+
+def printable(text: str) -> str:
+    """Without escape characters: what a model or a caller wrote must not steer the terminal."""
+    return text.replace("\x1b", "␛")
