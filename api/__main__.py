@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -25,6 +26,8 @@ def serve(
             store = Store(settings.database_url.get_secret_value())
             keys.add_key(store, settings.api_key.get_secret_value(), tenant="default", name="first")
             store.close()
+        # Its traceback would quote drivers and parsers, and they quote callers; `request.failed` has the place.
+        logging.getLogger("uvicorn.error").addFilter(lambda record: "Exception in ASGI" not in record.getMessage())
         uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", access_log=False)
     except UserError as error:
         sys.stderr.write(f"{error}\n")

@@ -94,8 +94,10 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     return _answer(error.status_code, body, dict(error.headers or {}))
 
 
-async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    """A fault of ours. Uvicorn logs it; the caller learns that it was one, and nothing of the inside."""
+async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    """A fault of ours: logged by its place. The caller learns that it was one, and nothing of the inside."""
+    path = request.scope["route"].path if "route" in request.scope else "?"
+    telemetry.logger().error(telemetry.Event.REQUEST_FAILED, path=path, **telemetry.fault(error))
     body = ErrorBody(message="this is a fault of the fleet; its log has more", type=_TYPES[500], code="internal_error")
     return _answer(500, body)
 

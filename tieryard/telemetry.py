@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from enum import StrEnum
+from pathlib import Path
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -16,6 +18,8 @@ class Event(StrEnum):
     PROCESS_STARTED = "process.started"
     PROCESS_STOPPED = "process.stopped"
     PROCESS_FAILED = "process.failed"
+    TASK_FAILED = "task.failed"
+    REQUEST_FAILED = "request.failed"
     BATCH_EXPANDED = "batch.expanded"
     BATCH_FINISHED = "batch.finished"
     PARCEL_ROUTED = "parcel.routed"
@@ -48,7 +52,6 @@ def configure(*, json: bool = True, level: str = "info") -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
@@ -58,6 +61,14 @@ def configure(*, json: bool = True, level: str = "info") -> None:
     logging.basicConfig(
         level=max(threshold, logging.WARNING), stream=sys.stderr, format="%(levelname)s %(name)s %(message)s"
     )
+
+
+def fault(error: BaseException) -> dict[str, str]:
+    """Fields that name a fault without quoting it: messages of drivers and parsers repeat what callers wrote."""
+    frames = traceback.extract_tb(error.__traceback__)[-6:]
+    where = " > ".join(f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames)
+    sqlstate = getattr(error, "sqlstate", None)
+    return {"error": f"{type(error).__name__} {sqlstate}" if sqlstate else type(error).__name__, "where": where}
 
 
 def logger(**context: object) -> FilteringBoundLogger:

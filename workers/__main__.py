@@ -33,14 +33,8 @@ def expand() -> None:
     admission = yard.admission()
     feeder = Feeder(yard)
 
-    @yard.app.task(name=EXPAND)  # type: ignore[untyped-decorator]
-    def run_expand() -> None:
-        expand_all(yard, admission)
-
-    @yard.app.task(name=RESCUE)  # type: ignore[untyped-decorator]
-    def run_rescue() -> None:
-        sweep(yard)
-
+    yard.task(EXPAND, lambda: expand_all(yard, admission))
+    yard.task(RESCUE, lambda: sweep(yard))
     yard.consume(concurrency=2, started=lambda _: feeder.start(), stopping=feeder.stop)
 
 
@@ -52,12 +46,7 @@ def classify() -> None:
     settings = load_settings()
     tiers = Yard.peek_catalog(settings).tiers
     yard = Yard("classify", settings, consume=[tier_queue(tier) for tier in tiers])
-    classifier = Classifier(yard, yard.admission())
-
-    @yard.app.task(name="classify")  # type: ignore[untyped-decorator]
-    def run_classify(tier: str, due: float, runs: list[tuple[int, int]]) -> None:
-        classifier.classify(tier, due, runs)
-
+    yard.task("classify", Classifier(yard, yard.admission()).classify)
     yard.consume()
 
 
@@ -73,10 +62,7 @@ def infer(deployment: Annotated[str, typer.Argument(help="A deployment of the ca
     queue = model_queue(deployment)
     yard = Yard("infer", settings, consume=[queue], deployment=deployment)
     inference = Inference(yard, deployment)
-
-    @yard.app.task(name="infer")  # type: ignore[untyped-decorator]
-    def run_infer(tier: str, due: float, runs: list[tuple[int, int]]) -> None:
-        inference.offer(tier, due, runs)
+    yard.task("infer", inference.offer)
 
     def started(consumer: Any) -> None:
         def gate(open_: bool) -> None:
@@ -94,11 +80,7 @@ def callback() -> None:
     from workers.callback import deliver_due
 
     yard = Yard("callback", load_settings(), consume=[CALLBACKS])
-
-    @yard.app.task(name=CALLBACKS)  # type: ignore[untyped-decorator]
-    def run_callbacks() -> None:
-        deliver_due(yard)
-
+    yard.task(CALLBACKS, lambda: deliver_due(yard))
     yard.consume(concurrency=8)
 
 

@@ -34,7 +34,7 @@ from tieryard.store.connection import storable
 from tieryard.store.finish import Ending, Finished, HandBack, attempts_left
 from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
-from tieryard.telemetry import Event
+from tieryard.telemetry import Event, fault
 from workers.inbox import Inbox
 from workers.observe import Observer
 from workers.yard import Yard
@@ -243,7 +243,7 @@ class Inference:
         except asyncio.CancelledError:
             ending = self._stopped(job, recording, self._stopping.pop(job.id, _DRAINED))
         except Exception as error:  # a fault of ours must cost this job an attempt, not the worker its loop
-            self._yard.log.exception(Event.JOB_RETRIED, job=job.id)
+            self._yard.log.error(Event.JOB_RETRIED, job=job.id, **fault(error))
             ending = self._failed(job, recording, EngineError(f"{type(error).__name__} in the worker"))
         del self._running[job.id]
         self._realtime_running -= job.tier == REALTIME

@@ -109,8 +109,19 @@ class Yard:
 
     def die(self, error: BaseException) -> None:
         """Ends this process at once after a fault of ours: its lease runs out and rescue takes its jobs."""
-        self.log.error(Event.PROCESS_FAILED, error=repr(error)[:500], exc_info=error)
+        self.log.error(Event.PROCESS_FAILED, **telemetry.fault(error))
         os._exit(_FAULT_EXIT)
+
+    def task(self, name: str, run: Callable[..., object]) -> None:
+        """Makes `run` the task of this name. A fault is logged here, by its place: Celery would log its message too."""
+
+        def guarded(*arguments: Any) -> None:
+            try:
+                run(*arguments)
+            except Exception as error:
+                self.log.error(Event.TASK_FAILED, task=name, **telemetry.fault(error))
+
+        self.app.task(name=name)(guarded)
 
     def consume(
         self,

@@ -21,7 +21,7 @@ from tieryard.errors import StoreError
 from tieryard.job import State
 from tieryard.store.connection import Store
 from tieryard.store.finish import Ending, Finished, finish
-from tieryard.telemetry import Event, logger
+from tieryard.telemetry import Event, fault, logger
 
 Flushed = Callable[[Finished], None]
 """Called in the writer's thread after each commit."""
@@ -77,7 +77,7 @@ class Writer:
             self._drain()
         except BaseException as error:
             self.failure = error
-            self._log.exception(Event.WRITER_FAILED)
+            self._log.error(Event.WRITER_FAILED, **fault(error))
 
     def _drain(self) -> None:
         open_ = True
@@ -112,7 +112,7 @@ class Writer:
 
     def _bisect(self, endings: list[Ending], error: Exception) -> None:
         """One row's data spoils the flush: halve until it stands alone, then fail that job and say why."""
-        self._log.warning(Event.FLUSH_BISECTED, endings=len(endings), error=str(error).partition("\n")[0])
+        self._log.warning(Event.FLUSH_BISECTED, endings=len(endings), **fault(error))
         if len(endings) > 1:
             middle = len(endings) // 2
             self._flush(endings[:middle])
