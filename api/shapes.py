@@ -236,7 +236,11 @@ class StoryPublic(BaseModel):
 
 
 def _decision(stored: Any, snapshot: dict[str, Any]) -> DecisionPublic:
-    again = decide(JobFeatures.from_dict(stored.features), Snapshot.from_json(snapshot)) if stored.features else None
+    again = (
+        decide(JobFeatures.from_dict(stored.features), Snapshot.from_json(snapshot))
+        if stored.features and snapshot
+        else None
+    )
     return DecisionPublic(
         decided_at=stored.decided_at,
         deployment=stored.deployment,

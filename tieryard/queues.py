@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import Celery
 from kombu import Exchange, Queue
-from kombu.exceptions import OperationalError
+from kombu.exceptions import LimitExceeded, OperationalError
 from redis.exceptions import RedisError
 
 from tieryard.catalog import REALTIME
@@ -133,7 +133,7 @@ class Publisher:
             return 0
         sent = 0
         try:
-            with self._app.producer_pool.acquire(block=True) as producer, producer.batch(200):
+            with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(200):
                 for queue, task, arguments in itertools.chain([first], waiting):
                     message = self._app.amqp.as_task_v2(
                         str(uuid.uuid4()), task, arguments, {}, argsrepr="…", kwargsrepr="", ignore_result=True
@@ -147,6 +147,6 @@ class Publisher:
                         **message.properties,
                     )
                     sent += 1
-        except (OperationalError, RedisError, OSError) as error:
+        except (OperationalError, LimitExceeded, RedisError, OSError) as error:
             raise BrokerError(f"Redis is away: {error}") from error
         return sent

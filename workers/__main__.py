@@ -27,14 +27,14 @@ def expand() -> None:
     """Expands and feeds batches, and rescues jobs."""
     from workers.expand import expand_all
     from workers.feed import Feeder
-    from workers.rescue import sweep
+    from workers.rescue import Rescuer
 
     yard = Yard("expand", load_settings(), consume=[RESCUE, EXPAND])
     admission = yard.admission()
     feeder = Feeder(yard)
 
     yard.task(EXPAND, lambda: expand_all(yard, admission))
-    yard.task(RESCUE, lambda: sweep(yard))
+    yard.task(RESCUE, Rescuer(yard).tick)
     yard.consume(concurrency=2, started=lambda _: feeder.start(), stopping=feeder.stop)
 
 

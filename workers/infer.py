@@ -158,7 +158,7 @@ class Inference:
                 backlog=len(self._inbox) + len(self._ready),
             )
             try:
-                await asyncio.to_thread(self._observer.publish, gauge)
+                await asyncio.to_thread(self._observer.publish, gauge, self._observer.take())
             except redis.RedisError as error:
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
             self._wake.set()
@@ -220,20 +220,11 @@ class Inference:
         if self._suspect is not None and not self._running and not self._draining:
             suspect, self._suspect = self._suspect, None
             self._alone = suspect.id
-            self._running[suspect.id] = self._loop.create_task(self._run_alone(suspect))
-            self._realtime_running += suspect.tier == REALTIME
+            self._start(suspect)
 
     def _start(self, job: Claimed) -> None:
         self._running[job.id] = self._loop.create_task(self._run(job))
         self._realtime_running += job.tier == REALTIME
-
-    async def _run_alone(self, job: Claimed) -> None:
-        """A suspect's start, written down first: a death from here on is its last."""
-        try:
-            await asyncio.to_thread(jobs.mark_alone, self._yard.store, job)
-        except StoreError as error:
-            self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
-        await self._run(job)
 
     async def _run(self, job: Claimed) -> None:
         """One start of one job, from request to ending."""
@@ -256,6 +247,8 @@ class Inference:
 
     async def _attempt(self, job: Claimed, recording: Recording) -> Ending:
         try:
+            if self._alone == job.id:  # written down first: a worker death from here on is its last
+                await asyncio.to_thread(jobs.mark_alone, self._yard.store, job)
             request = parse_job(job.body)
             await record(self._engine, request.engine_body(), recording)
         except RequestError as error:
@@ -264,6 +257,8 @@ class Inference:
             return self._end(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
         except EngineBusyError as error:
             return self._hand_back(job, HandBack.OUTAGE, error, wait_s=error.retry_after_s or 1.0)
+        except StoreError:
+            return self._hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)
         except EngineDownError as error:
             return await self._engine_failed(job, recording, error)
         except EngineError as error:

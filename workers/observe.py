@@ -26,13 +26,16 @@ class _Tally:
     cost_usd: float = 0.0
 
 
+Tallies = dict[str, _Tally]
+
+
 class Observer:
     """Collects endings on the loop; `publish` sends means twice a second from a thread."""
 
     def __init__(self, yard: Yard, deployment: str) -> None:
         self._yard = yard
         self._deployment = deployment
-        self._tallies: dict[str, _Tally] = defaultdict(_Tally)
+        self._tallies: Tallies = defaultdict(_Tally)
         self._since = time.monotonic()
 
     def add(self, job: Claimed, ending: Ending) -> None:
@@ -48,9 +51,13 @@ class Observer:
         if ending.cost_usd is not None:
             tally.cost_usd += float(ending.cost_usd)
 
-    def publish(self, gauge: Gauge) -> None:
-        """Raises redis.RedisError. Throughput counts all categories: they share the engine's batch."""
+    def take(self) -> Tallies:
+        """What was collected since the last call. Called on the loop, as `add` is."""
         tallies, self._tallies = self._tallies, defaultdict(_Tally)
+        return tallies
+
+    def publish(self, gauge: Gauge, tallies: Tallies) -> None:
+        """Raises redis.RedisError. Throughput counts all categories: they share the engine's batch."""
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
         self._yard.metrics.publish_gauge(self._deployment, self._yard.worker_id, gauge)

@@ -4,8 +4,12 @@ Next: a rescued job is at `workers/classify.py` (queued) or `workers/infer.py` (
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
 from collections import defaultdict
+
+import redis
 
 from tieryard.job import State
 from tieryard.queues import BrokerError, Parcel, parcels_to_classify, parcels_to_infer
@@ -19,19 +23,39 @@ EPOCH = "tieryard:epoch"
 """A key that exists as long as Redis remembers. Its absence means that every nudge on its way is gone."""
 
 
-def sweep(yard: Yard) -> None:
+class Rescuer:
+    """Sweeps, and declares nobody dead before the living have had the time to show themselves.
+
+    After an outage of Postgres every lease has run out, this process's own among them. So workers are buried only
+    by a rescuer that has swept without a gap for as long as a lease lasts.
+    """
+
+    def __init__(self, yard: Yard) -> None:
+        self._yard = yard
+        self._steady_since = self._swept_at = time.monotonic()
+
+    def tick(self) -> None:
+        now = time.monotonic()
+        if now - self._swept_at > self._yard.settings.lease_s / 2:
+            self._steady_since = now
+        sweep(self._yard, bury=now - self._steady_since >= self._yard.settings.lease_s)
+        self._swept_at = time.monotonic()
+
+
+def sweep(yard: Yard, *, bury: bool = True) -> None:
     """One pass. Skipped when another process is in the middle of one."""
     with lead(yard.store, "rescue") as connection:
         if connection is None:
             return
         with connection.transaction():
-            buried = rescue.bury(connection)
+            buried = rescue.bury(connection) if bury else []
             moved = rescue.requeue_orphans(connection)
             expired = rescue.expire(connection)
         for worker_id, kind, deployment in buried:
             yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
             if deployment is not None:
-                yard.metrics.withdraw_gauge(deployment, worker_id)
+                with contextlib.suppress(redis.RedisError):  # it would be too old to count in a moment anyway
+                    yard.metrics.withdraw_gauge(deployment, worker_id)
         if moved or expired:
             yard.log.warning(Event.RESCUED, **moved, past_window=expired)
             yard.nudge_callbacks()

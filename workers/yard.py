@@ -96,6 +96,12 @@ class Yard:
         self.redis.close()
 
     def _beat(self) -> None:
+        try:
+            self._keep_lease()
+        except Exception as error:
+            self.die(error)  # without its lease it would take parcels that it may not claim
+
+    def _keep_lease(self) -> None:
         while not self._stop.wait(self.settings.heartbeat_s):
             try:
                 workers.beat(self.store, self.worker_id, lease_s=self.settings.lease_s)

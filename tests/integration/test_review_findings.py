@@ -20,7 +20,7 @@ from workers import callback, expand
 from workers.classify import Classifier
 from workers.feed import Feeder
 from workers.infer import Inference
-from workers.rescue import sweep
+from workers.rescue import Rescuer, sweep
 from workers.yard import Yard
 
 
@@ -139,3 +139,38 @@ def test_what_was_in_a_dead_workers_inbox_is_nudged_at_once(yard: Yard, tenant: 
     yard.publisher.publish = lambda parcels: seen.extend(parcels) or 0  # type: ignore[method-assign,assignment]
     sweep(yard)
     assert [p.runs for p in seen] == [[(ids[0], 1)]]
+
+
+def test_after_an_outage_the_living_have_time_to_show_themselves(settings: Settings, tenant: int) -> None:
+    yard = Yard("test", settings.model_copy(update={"lease_s": 0.2}), consume=[])
+    rescuer = Rescuer(yard)
+    worker = make.worker(yard.store, lease_s=-1)
+    rescuer.tick()
+    assert make.count(yard.store, "worker", "stopped_at IS NOT NULL") == 0, "it may just not have beaten yet"
+    eventually(lambda: rescuer.tick() or make.count(yard.store, "worker", "stopped_at IS NOT NULL") == 1)
+    assert worker > 0
+    yard.leave()
+
+
+def test_a_cancel_that_meets_a_suspect_before_its_start_leaves_the_worker_free(
+    yard: Yard, tenant: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bool:
+        raise ValueError("not a StoreError")
+
+    monkeypatch.setattr(jobs, "mark_alone", broken)
+    yard.join()
+    worker = Inference(yard, "short", engine=ScriptedEngine())
+    worker.start(lambda _: None)
+    try:
+        ids = make.save_jobs(yard.store, tenant, text=make.body("suspect", model="short"))
+        yard.store.fetch("UPDATE job SET worker_deaths = 2 RETURNING id")
+        ids += make.save_jobs(yard.store, tenant, text=make.body("next", model="short"))
+        Classifier(yard, yard.admission()).classify("batch", 0.0, [(ids[0], 2)])
+        worker.offer("batch", 0.0, [(ids[0], 1)])
+        eventually(lambda: make.column(yard.store, "(state, attempts)", ids[:1]) == [("queued", "1")])
+        worker.offer("batch", 0.0, [(ids[1], 1)])
+        eventually(lambda: make.column(yard.store, "state", ids[1:]) == ["succeeded"])
+    finally:
+        worker.drain()
+        yard.leave()

@@ -66,7 +66,7 @@ class Store:
         try:
             yield cast("Connection", pooled.driver_connection)
             pooled.commit()
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:  # away, or failed over
             pooled.invalidate()
             raise StoreError(f"Postgres went away: {error}") from error
         except BaseException:

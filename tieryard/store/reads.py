@@ -85,13 +85,13 @@ def get_story(store: Store, job_id: int, *, tenant_id: int) -> Story:
         [row] = _with_details(session, [_job(session, job_id, tenant_id)])
         decisions = session.exec(
             select(Decision, RoutingSnapshot.body)
-            .join(RoutingSnapshot, col(RoutingSnapshot.id) == col(Decision.snapshot_id))
+            .join(RoutingSnapshot, col(RoutingSnapshot.id) == col(Decision.snapshot_id), isouter=True)
             .where(Decision.job_id == job_id)
             .order_by(col(Decision.fence))
         )
         starts = session.exec(select(Timing).where(Timing.job_id == job_id).order_by(col(Timing.fence)))
         money = session.exec(select(Ledger).where(Ledger.job_id == job_id).order_by(col(Ledger.fence)))
-        story = Story(row, [(d, dict(body)) for d, body in decisions], list(starts), list(money))
+        story = Story(row, [(d, dict(body or {})) for d, body in decisions], list(starts), list(money))
         session.expunge_all()
         return story
 
