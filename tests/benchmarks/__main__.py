@@ -40,11 +40,11 @@ def main() -> None:
     report = {"machine": machine(), "versions": versions, "figures": [asdict(f) for f in figures]}
     OUT.write_text(json.dumps(report, indent=2) + "\n")
     table = Table(title=str(OUT))
-    for column in ("figure", "value", "unit", "spread", "peer", "peer value", "ratio", "rounds"):
+    for column in ("figure", "value", "unit", "spread", "peer", "peer value", "ratio", "n"):
         table.add_column(column)
     for f in figures:
-        peer = [f.peer or "–", str(f.peer_value or "–"), str(f.ratio or "–")]
-        table.add_row(f.figure, f"{f.value:,}", f.unit, f"{f.spread:.0%}", *peer, str(f.n))
+        spread = "–" if f.spread is None else f"{f.spread:.0%}"
+        table.add_row(f.figure, f"{f.value:,}", f.unit, spread, f.peer, f"{f.peer_value:,}", str(f.ratio), str(f.n))
     Console(width=140).print(table)
 
 

@@ -102,4 +102,6 @@ def run(work: Path, *, jobs: int = 20_000) -> list[Figure]:
         for _ in range(ROUNDS):
             ours.append(tieryard_round(fleet.url, jobs))
             theirs.append(plain_round(valkey.url, database, jobs))
-    return [Figure.of("control_plane_throughput", "jobs/s", ours, peer="plain Celery, two hops", peer_values=theirs)]
+    return [
+        Figure.median("control_plane_throughput", "jobs/s", ours, peer="plain Celery, two hops", peer_values=theirs)
+    ]

