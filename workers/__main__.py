@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from celery.beat import Scheduler, Service
 
 from tieryard.errors import UserError
-from tieryard.queues import CALLBACKS, EXPAND, declare, model_queue, tier_queue
+from tieryard.queues import CALLBACKS, EXPAND, model_queue, tier_queue
 from tieryard.settings import load_settings
 from tieryard.store import Store, workers
-from workers.yard import Yard
+from workers.yard import Yard, gate_of
 
 RESCUE = "rescue"
 _RESCUE_EVERY_S, _CALLBACKS_EVERY_S, _EXPAND_EVERY_S = 1.0, 5.0, 5.0
@@ -64,14 +64,7 @@ def infer(deployment: Annotated[str, typer.Argument(help="A deployment of the ca
     inference = Inference(yard, deployment)
     yard.task("infer", inference.offer)
 
-    def started(consumer: Any) -> None:
-        def gate(open_: bool) -> None:
-            change = consumer.add_task_queue if open_ else consumer.cancel_task_queue
-            consumer.call_soon(change, declare(queue) if open_ else queue)
-
-        inference.start(gate)
-
-    yard.consume(started=started, stopping=inference.drain)
+    yard.consume(started=lambda consumer: inference.start(gate_of(consumer, queue)), stopping=inference.drain)
 
 
 @cli.command()

@@ -159,3 +159,12 @@ class Yard:
         finally:
             stopping()
             self.leave()
+
+
+def gate_of(consumer: Any, queue: str) -> Callable[[bool], None]:
+    """`gate(False)` makes a Celery consumer stop taking from this queue, `gate(True)` start again; from any thread."""
+
+    def gate(open_: bool) -> None:
+        consumer.call_soon(consumer.add_task_queue if open_ else consumer.cancel_task_queue, queue)
+
+    return gate
