@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
@@ -126,7 +127,8 @@ class Catalog(_Strict):
 
     def hash(self) -> str:
         """Names this exact content: the same catalog always gives the same 12 hex digits."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        body = orjson.dumps(self.model_dump(), default=lambda v: sorted(v) if isinstance(v, frozenset) else str(v))
+        return hashlib.sha256(body).hexdigest()[:12]
 
     def due_in(self, tier: str, window: timedelta | None) -> timedelta:
         """How long a job of this tier may take before it expires."""

@@ -72,7 +72,10 @@ class EngineError(TieryardError):
 
 
 class RetryableError(EngineError):
+    """`sent` is False when the request never reached the engine."""
+
     kind = "retryable"
+    sent = True
 
 
 class EngineBusyError(RetryableError):
@@ -84,8 +87,6 @@ class EngineBusyError(RetryableError):
 
 
 class EngineDownError(RetryableError):
-    """`sent` is False when the request never reached the engine."""
-
     kind = "engine_down"
 
     def __init__(self, message: str, *, status: int | None = None, sent: bool = True) -> None:

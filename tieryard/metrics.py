@@ -6,6 +6,7 @@ nothing drifts after a crash or a flush. Profiles (`metrics:{deployment}:{catego
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -109,5 +110,7 @@ def _sum_fresh(raw: dict[bytes, bytes]) -> dict[str, int]:
 
 
 def _profile(raw: dict[bytes, bytes]) -> Profile:
-    found: dict[str, Any] = {k.decode(): float(v) for k, v in raw.items()}
-    return Profile(**{**found, "samples": int(found["samples"])})
+    """Of the fields we know: a newer process may write more."""
+    known = {f.name for f in dataclasses.fields(Profile)}
+    found: dict[str, Any] = {k.decode(): float(v) for k, v in raw.items() if k.decode() in known}
+    return Profile(**{"timestamp": 0.0, **found, "samples": int(found.get("samples", 0))})

@@ -7,6 +7,7 @@ Celery's stock workers consume them; nothing here is acknowledged late, stored a
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ EXPAND = "expand"
 CALLBACKS = "callbacks"
 """Nudges for the callback worker: something is owed."""
 
+_AWAY_S = 2.0  # after a failure nobody tries for so long: each would wait for the same time-out
 _DEFAULT_EXCHANGE = Exchange("")  # routes by queue name, so a flushed Redis has no bindings to lose
 
 
@@ -98,7 +100,7 @@ def make_celery(redis_url: str, *, consume: Iterable[str] = ()) -> Celery:
         broker_transport_options={
             "queue_order_strategy": "priority",
             "socket_timeout": 15,
-            "socket_connect_timeout": 5,
+            "socket_connect_timeout": 1,
             "socket_keepalive": True,
             "health_check_interval": 10,
             "retry_on_timeout": True,
@@ -117,6 +119,7 @@ class Publisher:
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._away_until = 0.0
 
     def publish(self, parcels: Iterable[Parcel]) -> int:
         """Sends parcels, many a round trip: how many. Raises BrokerError."""
@@ -131,9 +134,11 @@ class Publisher:
         first = next(waiting, None)
         if first is None:
             return 0
+        if time.monotonic() < self._away_until:
+            raise BrokerError("Redis was away a moment ago")
         sent = 0
         try:
-            with self._app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(200):
+            with self._app.producer_pool.acquire(block=True, timeout=5) as producer, producer.batch(200):
                 for queue, task, arguments in itertools.chain([first], waiting):
                     message = self._app.amqp.as_task_v2(
                         str(uuid.uuid4()), task, arguments, {}, argsrepr="…", kwargsrepr="", ignore_result=True
@@ -148,5 +153,6 @@ class Publisher:
                     )
                     sent += 1
         except (OperationalError, LimitExceeded, RedisError, OSError) as error:
+            self._away_until = time.monotonic() + _AWAY_S
             raise BrokerError(f"Redis is away: {error}") from error
         return sent

@@ -6,6 +6,7 @@ so a name that changes its answer gains nothing. Redirects are failures.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import random
 import socket
@@ -22,6 +23,7 @@ from tieryard.errors import TieryardError
 MAX_ATTEMPTS = 12
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 5.0, 12 * 3600.0
 _LONGEST_RETRY_AFTER_S = 24 * 3600.0
+_WITHIN_S = 30.0  # less than the time for which a taken row is out of sight
 _TIMEOUT = httpx.Timeout(15.0, connect=5.0)
 
 # Besides everything `is_global` refuses: ways to write a private IPv4 address inside a public-looking IPv6 one.
@@ -100,14 +102,9 @@ def deliver(
     }
     target = httpx.URL(url).copy_with(host=address, port=port, username="", password="")
     try:
-        with httpx.Client(timeout=_TIMEOUT, trust_env=False, follow_redirects=False) as client:
-            request = client.build_request(
-                "POST", target, content=body, headers=headers, extensions={"sni_hostname": host}
-            )
-            answer = client.send(request, stream=True)
-            status = answer.status_code
-            retry_after = answer.headers.get("retry-after", "")
-            answer.close()
+        status, retry_after = asyncio.run(_post(target, body, headers, host))
+    except TimeoutError:
+        raise DeliveryError(f"the receiver took longer than {_WITHIN_S:g} s") from None
     except httpx.HTTPError as error:
         raise DeliveryError(f"{type(error).__name__}: {error}") from error
     if 200 <= status < 300:
@@ -116,6 +113,16 @@ def deliver(
         min(float(retry_after), _LONGEST_RETRY_AFTER_S) if retry_after.isdecimal() and retry_after.isascii() else None
     )
     raise DeliveryError(f"the receiver answered {status}", status=status, retry_after_s=wait)
+
+
+async def _post(target: httpx.URL, body: bytes, headers: dict[str, str], host: str) -> tuple[int, str]:
+    """(status, Retry-After), within a time for all of it: httpx's own limits are per read, and reads can trickle."""
+    async with (
+        asyncio.timeout(_WITHIN_S),
+        httpx.AsyncClient(timeout=_TIMEOUT, trust_env=False, follow_redirects=False) as client,
+        client.stream("POST", target, content=body, headers=headers, extensions={"sni_hostname": host}) as answer,
+    ):
+        return answer.status_code, answer.headers.get("retry-after", "")
 
 
 def next_wait_s(attempt: int, retry_after_s: float | None = None) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from tieryard.store import Store, workers
 from workers.yard import Yard, gate_of
 
 RESCUE = "rescue"
+_BEAT_STOPS_WITHIN_S = 5.0
 _RESCUE_EVERY_S, _CALLBACKS_EVERY_S, _EXPAND_EVERY_S = 1.0, 5.0, 5.0
 
 cli = typer.Typer(help="Run one worker process of the fleet.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -25,7 +27,7 @@ cli = typer.Typer(help="Run one worker process of the fleet.", no_args_is_help=T
 @cli.command()
 def expand() -> None:
     """Expands and feeds batches, and rescues jobs."""
-    from workers.expand import expand_all
+    from workers.expand import Expander
     from workers.feed import Feeder
     from workers.rescue import Rescuer
 
@@ -33,7 +35,7 @@ def expand() -> None:
     admission = yard.admission()
     feeder = Feeder(yard)
 
-    yard.task(EXPAND, lambda: expand_all(yard, admission))
+    yard.task(EXPAND, Expander(yard, admission).run)
     yard.task(RESCUE, Rescuer(yard).tick)
     yard.consume(concurrency=2, started=lambda _: feeder.start(), stopping=feeder.stop)
 
@@ -89,7 +91,14 @@ def beat() -> None:
             "options": {"queue": name, "expires": every_s},
         }
     service = Service(yard.app, max_interval=1, scheduler_cls=Scheduler)  # in memory: the default one pickles
-    Yard.on_stop_signals(lambda: service.stop(wait=False))
+
+    def stop() -> None:
+        service.stop(wait=False)
+        last = threading.Timer(_BEAT_STOPS_WITHIN_S, os._exit, [0])  # it may be waiting for Redis, without end
+        last.daemon = True
+        last.start()
+
+    Yard.on_stop_signals(stop)
     yard.join()
     try:
         service.start()

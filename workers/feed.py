@@ -20,6 +20,7 @@ from workers.yard import Yard
 _BUSY_S, _IDLE_S = 0.05, 0.25
 _LEAST = 512  # jobs a tier always has released, however slow it is measured
 _MOST = 20_000
+_FLOOR_BATCHES = 16
 _STEP = 64  # jobs given to one tenant before the next has its turn
 
 
@@ -74,6 +75,21 @@ def share_out(open_batches: list[OpenBatch], room: int) -> dict[int, int]:
     return dict(granted)
 
 
+def floors(open_batches: list[OpenBatch]) -> dict[int, int]:
+    """What each tenant's first batches may release whatever the room: {batch id: n}, up to _STEP in the yard each.
+
+    A window that a slow or dead deployment has filled must not hold back jobs that go elsewhere.
+    """
+    granted: dict[int, int] = {}
+    seen: dict[int, int] = defaultdict(int)
+    for batch in open_batches:  # earliest deadline first
+        seen[batch.tenant_id] += 1
+        n = min(_STEP - batch.outstanding, batch.releasable)
+        if n > 0 and seen[batch.tenant_id] <= _FLOOR_BATCHES:
+            granted[batch.id] = n
+    return granted
+
+
 class Feeder:
     """Runs in a thread of the expand process; one of them in the fleet leads at a time."""
 
@@ -106,8 +122,10 @@ class Feeder:
                     while connection is not None and not self._stop.is_set():
                         busy = self.tick(connection)
                         self._stop.wait(_BUSY_S if busy else _IDLE_S)
-            except (StoreError, BrokerError) as error:
+            except StoreError as error:
                 self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+            except BrokerError as error:  # what was released and not published is rescue's
+                self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
             self._stop.wait(1.0)
 
     def tick(self, connection: Connection) -> bool:
@@ -123,7 +141,11 @@ class Feeder:
             rate = self._rates[tier]
             outstanding = sum(b.outstanding for b in waiting)
             rate.observe(outstanding)
-            granted = share_out(waiting, rate.window(self._yard.settings.window_s) - outstanding)
+            granted = floors(waiting)
+            rest = [b.released_further(granted.get(b.id, 0)) for b in waiting]
+            room = rate.window(self._yard.settings.window_s) - sum(b.outstanding for b in rest)
+            for batch_id, n in share_out(rest, room).items():
+                granted[batch_id] = granted.get(batch_id, 0) + n
             for batch in waiting:
                 if n := granted.get(batch.id, 0):
                     first = batch.first_job_id + batch.released_to

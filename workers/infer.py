@@ -20,8 +20,10 @@ from tieryard.errors import (
     EngineBusyError,
     EngineDownError,
     EngineError,
+    EngineTimeoutError,
     PermanentError,
     RequestError,
+    RetryableError,
     StoreError,
 )
 from tieryard.ids import Run
@@ -42,6 +44,8 @@ from workers.yard import Yard
 _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
 _POLL_S = 0.5
 _DRAINED = "drained"
+_LONGEST_WAIT_S = 60.0  # whatever an engine asks for
+_MISSES = 3  # health checks in a row before an engine is taken for dead
 
 
 class Inference:
@@ -116,7 +120,7 @@ class Inference:
 
     async def _serve(self) -> None:
         """Keeps the engine up: starts it, watches it, starts it again."""
-        pause_s = 0.5
+        pause_s, misses = 0.5, 0
         while True:
             if not self._engine_up:
                 try:
@@ -127,10 +131,14 @@ class Inference:
                     pause_s = min(pause_s * 2, 30)
                     continue
                 pause_s = 0.5
-                self._engine_up = True
+                self._engine_up, misses = True, 0
                 self._yard.log.info(Event.ENGINE_READY)
                 self._wake.set()
             await asyncio.sleep(1.0)
+            misses = 0 if await self._engine.healthy() else misses + 1
+            if misses >= _MISSES and self._engine_up:
+                self._engine_up = False
+                self._yard.log.error(Event.ENGINE_DOWN, error=f"{misses} health checks in a row went unanswered")
 
     async def _feed(self) -> None:
         """Claims whenever there may be room, and starts what is claimed."""
@@ -142,7 +150,7 @@ class Inference:
                     await self._claim(ids)
                 except StoreError as error:
                     self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
-                    await asyncio.sleep(1.0)  # the ids' nudges are lost with this; rescue sends them again
+                    await self._settle_claim(ids)
             self._set_gate()
 
     async def _poll(self) -> None:
@@ -190,6 +198,9 @@ class Inference:
             claimed = await asyncio.to_thread(self._claim_now, ids)
         finally:
             self._claiming -= len(ids)
+        self._accept(claimed)
+
+    def _accept(self, claimed: list[Claimed]) -> None:
         for job in claimed:
             if not jobs.starts_alone(job):
                 self._claimed[job.id] = job
@@ -200,6 +211,19 @@ class Inference:
                 another = EngineError("waits for another suspect's start")
                 self._writer.put(self._hand_back(job, HandBack.DRAIN, another, wait_s=2.0))
         self._start_ready()
+
+    async def _settle_claim(self, ids: list[int]) -> None:
+        """After a claim whose answer was lost: it may have been committed. What is ours is taken up; the nudges
+        of the rest are lost with this, and rescue sends them again."""
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                found = await asyncio.to_thread(jobs.claimed_by, self._yard.store, ids, self._yard.worker_id)
+            except StoreError:
+                continue
+            held = {*self._running, *self._claimed, *self._writer.pending}
+            self._accept([job for job in found if job.id not in held])
+            return
 
     def _claim_now(self, ids: list[int]) -> list[Claimed]:
         with self._yard.store.transaction() as connection:
@@ -216,7 +240,8 @@ class Inference:
             popped = self._ready.pop(1 if room > 0 else 0, realtime=1 if realtime_room > 0 else 0)
             if not popped:
                 return
-            self._start(self._claimed.pop(popped[0]))
+            if (job := self._claimed.pop(popped[0], None)) is not None:  # else it was stopped while it waited
+                self._start(job)
         if self._suspect is not None and not self._running and not self._draining:
             suspect, self._suspect = self._suspect, None
             self._alone = suspect.id
@@ -232,10 +257,13 @@ class Inference:
         try:
             ending = await self._attempt(job, recording)
         except asyncio.CancelledError:
-            ending = self._stopped(job, recording, self._stopping.pop(job.id, _DRAINED))
+            ending = self._stopped(job, recording, self._stopping.get(job.id, _DRAINED))
         except Exception as error:  # a fault of ours must cost this job an attempt, not the worker its loop
             self._yard.log.error(Event.JOB_RETRIED, job=job.id, **fault(error))
             ending = self._failed(job, recording, EngineError(f"{type(error).__name__} in the worker"))
+        reason = self._stopping.pop(job.id, None)
+        if reason is not None and ending.hand_back is not None:  # the abort itself failed; the stop still holds
+            ending = self._stopped(job, recording, reason)
         del self._running[job.id]
         self._realtime_running -= job.tier == REALTIME
         if self._alone == job.id:
@@ -256,18 +284,19 @@ class Inference:
         except PermanentError as error:
             return self._end(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
         except EngineBusyError as error:
-            return self._hand_back(job, HandBack.OUTAGE, error, wait_s=error.retry_after_s or 1.0)
+            wait_s = min(error.retry_after_s or 1.0, _LONGEST_WAIT_S)
+            return self._hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s)
         except StoreError:
             return self._hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)
-        except EngineDownError as error:
+        except (EngineDownError, EngineTimeoutError) as error:
             return await self._engine_failed(job, recording, error)
         except EngineError as error:
             return self._failed(job, recording, error)
         return self._end(job, State.SUCCEEDED, recording)
 
-    async def _engine_failed(self, job: Claimed, recording: Recording, error: EngineDownError) -> Ending:
-        """The connection broke. An engine that still answers did it to this job; one that does not has died."""
-        if await self._engine.healthy():
+    async def _engine_failed(self, job: Claimed, recording: Recording, error: RetryableError) -> Ending:
+        """No answer. An engine that is well failed this job; one that is not has died, or was never reached."""
+        if error.sent and await self._engine.healthy():
             return self._failed(job, recording, error)
         if self._engine_up:
             self._engine_up = False
@@ -343,7 +372,7 @@ class Inference:
             wait_ms=job.waited_ms,
             error=storable(error.message[:500]),
             hand_back=why,
-            retry_in_s=wait_s * random.uniform(0.5, 1.0),  # noqa: S311  # jitter
+            retry_in_s=wait_s * random.uniform(1.0, 1.5),  # noqa: S311  # jitter
         )
 
     def _flushed(self, done: Finished) -> None:
@@ -354,10 +383,11 @@ class Inference:
     # --- stopping ------------------------------------------------------------------------------------
 
     async def _honour_stops(self) -> None:
-        if not self._running:
+        waiting = {**self._claimed, **({self._suspect.id: self._suspect} if self._suspect else {})}
+        if not self._running and not waiting:
             return
         try:
-            asked = await asyncio.to_thread(jobs.stops_requested, self._yard.store, list(self._running))
+            asked = await asyncio.to_thread(jobs.stops_requested, self._yard.store, [*self._running, *waiting])
         except StoreError as error:
             self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
             return
@@ -365,6 +395,11 @@ class Inference:
             if (task := self._running.get(job_id)) is not None and job_id not in self._stopping:
                 self._stopping[job_id] = reason
                 task.cancel()
+            elif self._suspect is not None and self._suspect.id == job_id:
+                self._writer.put(self._stopped(self._suspect, Recording(), reason))
+                self._suspect = None
+            elif (job := self._claimed.pop(job_id, None)) is not None:
+                self._writer.put(self._stopped(job, Recording(), reason))
 
     async def _drain(self) -> None:
         self._draining = True
@@ -389,5 +424,8 @@ class Inference:
             await asyncio.wait(self._running.values())
         for pump in asyncio.all_tasks() - {asyncio.current_task()}:
             pump.cancel()
-        await self._engine.close()
+        try:
+            await self._engine.close()
+        except Exception as error:  # what it answered must still be written
+            self._yard.log.error(Event.ENGINE_DOWN, **fault(error))
         self._observer.withdraw()

@@ -50,14 +50,15 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
         with connection.transaction():
             buried = rescue.bury(connection) if bury else []
             moved = rescue.requeue_orphans(connection)
+            rerouted = rescue.reroute(connection, yard.catalog.deployments)
             expired = rescue.expire(connection)
         for worker_id, kind, deployment in buried:
             yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
             if deployment is not None:
                 with contextlib.suppress(redis.RedisError):  # it would be too old to count in a moment anyway
                     yard.metrics.withdraw_gauge(deployment, worker_id)
-        if moved or expired:
-            yard.log.warning(Event.RESCUED, **moved, past_window=expired)
+        if moved or expired or rerouted:
+            yard.log.warning(Event.RESCUED, **moved, past_window=expired, rerouted=rerouted)
             yard.nudge_callbacks()
         flushed = yard.redis.get(EPOCH) is None
         if flushed:

@@ -157,8 +157,10 @@ class Yard:
                 ]
             )
         finally:
-            stopping()
-            self.leave()
+            try:
+                stopping()
+            finally:
+                self.leave()
 
 
 def gate_of(consumer: Any, queue: str) -> Callable[[bool], None]:

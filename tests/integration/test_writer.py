@@ -78,7 +78,7 @@ def test_a_row_that_cannot_be_stored_fails_alone_and_is_billed(store: Store, ten
     assert make.count(store, "job", "state = 'succeeded'") == 8
     assert make.column(store, "state", [bad.id]) == ["failed"]
     assert store.fetch("SELECT job_id, error_kind FROM result WHERE error IS NOT NULL") == [
-        (bad.id, "unstorable answer")
+        (bad.id, "unstorable_answer")
     ]
     assert make.count(store, "ledger") == 9
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import factories as make
 from tieryard.store.batches import OpenBatch
 from workers import feed
-from workers.feed import Rate, share_out
+from workers.feed import Rate, floors, share_out
 
 room = st.integers(min_value=-10, max_value=6000)
 
@@ -111,3 +111,12 @@ def test_a_rate_survives_a_clock_that_stands_and_jobs_that_come_back(clock: Cloc
 @given(st.floats(min_value=0, max_value=1e9), st.floats(min_value=0, max_value=60))
 def test_a_window_has_a_floor_and_a_ceiling(per_s: float, seconds: float) -> None:
     assert feed._LEAST <= Rate(per_s=per_s).window(seconds) <= feed._MOST
+
+
+@given(open_batches())
+def test_every_tenants_first_batches_move_whatever_the_room(found: list[OpenBatch]) -> None:
+    granted = floors(found)
+    for tenant in {b.tenant_id for b in found}:
+        for batch in [b for b in found if b.tenant_id == tenant][:16]:
+            assert granted.get(batch.id, 0) == max(0, min(64 - batch.outstanding, batch.releasable))
+    assert all(0 < n <= 64 for n in granted.values())

@@ -51,6 +51,7 @@ class OpenAIHttpEngine:
     ) -> None:
         self.url = url.rstrip("/")
         self._model = model
+        self._check_model = server != "llama_cpp"  # which answers to any name
         self._options = _RUNNING_USAGE[server]
         self._headers = _HEADERS.get(server, {}) | ({"authorization": f"Bearer {key}"} if key else {})
         self._connections = connections
@@ -59,18 +60,32 @@ class OpenAIHttpEngine:
 
     async def start(self) -> None:
         """Waits until the server answers. Raises EngineDownError after 30 s of refusals."""
-        for pause_s in (0.05, 0.1, 0.2, 0.4, 0.8, *[1.0] * 28):
-            if await self.healthy():
-                return
-            await asyncio.sleep(pause_s)
-        raise EngineDownError(f"no answer from {self.url}/v1/models in 30 s")
+        last = "no answer"
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    served, last = await self._served()
+                    if served is not None:
+                        break
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            raise EngineDownError(f"{self.url}/v1/models: {last} for 30 s", sent=False) from None
+        if self._check_model and served and self._model not in served:
+            raise EngineDownError(f"{self.url} serves {', '.join(sorted(served)[:5])}, not '{self._model}'", sent=False)
 
     async def healthy(self) -> bool:
+        return (await self._served())[0] is not None
+
+    async def _served(self) -> tuple[set[str] | None, str]:
+        """The names of the models served, empty where the server does not say; None, and why, when it is not well."""
         try:
             answer = await self._http().get(f"{self.url}/v1/models", timeout=2.0)
-        except httpx.HTTPError:
-            return False
-        return answer.is_success
+        except (httpx.HTTPError, RuntimeError) as error:
+            return None, type(error).__name__
+        if not answer.is_success:
+            return None, f"HTTP {answer.status_code}"
+        listed = _json(answer.content).get("data")
+        return {str(m.get("id")) for m in listed if isinstance(m, dict)} if isinstance(listed, list) else set(), "ok"
 
     async def close(self) -> None:
         if self._client is not None:
@@ -122,11 +137,12 @@ class OpenAIHttpEngine:
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             # httpx-aiohttp calls every refused or lost connection a ConnectTimeout; aiohttp's own error knows better.
             real = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-            late = isinstance(real, httpx.TimeoutException | TimeoutError)
             message = f"{type(real).__name__} from {self.url}: {real}"
-            if late:
+            if isinstance(real, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | httpx.ConnectTimeout):
+                raise EngineDownError(message, sent=False) from error
+            if isinstance(real, httpx.TimeoutException | TimeoutError):
                 raise EngineTimeoutError(message) from error
-            raise EngineDownError(message, sent=not isinstance(real, aiohttp.ClientConnectorError)) from error
+            raise EngineDownError(message) from error
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
@@ -230,6 +246,8 @@ def _translate(body: dict[str, Any], status: int, headers: httpx.Headers | None 
         return EngineTimeoutError(message, status=status)
     if status >= 500:
         return EngineDownError(message, status=status)
+    if status in (401, 403, 404):  # a wrong key or model name: the deployment's fault, and of every job alike
+        return EngineDownError(message, status=status, sent=False)
     words = f"{kind} {message.lower()}"
     if ("context" in words and ("length" in words or "size" in words)) or "maximum model length" in words:
         return ContextLengthError(message, status=status)

@@ -26,7 +26,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A deployment as the router sees it. `live` is whether a replica has been heard of in the last seconds."""
+    """A deployment as the router sees it. `live` is whether a replica is serving now."""
 
     name: str
     size_class: SizeClass
@@ -72,7 +72,7 @@ class Snapshot:
                     input_usd_per_1m=d.price.input_usd_per_1m,
                     output_usd_per_1m=d.price.output_usd_per_1m,
                     quality=d.quality,
-                    live=name in gauges,
+                    live=gauges.get(name, {}).get("capacity", 0) > 0,
                     capacity=gauges.get(name, {}).get("capacity", 0),
                     in_flight=gauges.get(name, {}).get("in_flight", 0),
                     backlog=gauges.get(name, {}).get("backlog", 0),

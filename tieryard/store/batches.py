@@ -7,8 +7,9 @@ number, expansion is unique on (batch, line) by the primary key, and any part of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Self
 
 from psycopg.rows import TupleRow
 
@@ -50,6 +51,10 @@ class OpenBatch:
     deadline: datetime
     outstanding: int
     lowest: int | None
+
+    def released_further(self, n: int) -> Self:
+        """The same batch with `n` more lines released."""
+        return replace(self, released_to=self.released_to + n, outstanding=self.outstanding + n)
 
     @property
     def releasable(self) -> int:

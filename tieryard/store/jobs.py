@@ -122,7 +122,7 @@ SELECT id FROM moved
 
 # The claim: HOT, by primary key, and only while this worker is believed alive. The fence goes up by one.
 _CLAIM = """
-UPDATE job SET state = 'running', worker_id = %(worker)s, fence = job.fence + 1, claimed_at = now()
+UPDATE job SET state = 'running', worker_id = %(worker)s, ran_alone = false, fence = job.fence + 1, claimed_at = now()
 FROM line
 WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s) AND job.deployment = %(deployment)s
   AND (job.not_before IS NULL OR job.not_before <= now())
@@ -130,6 +130,13 @@ WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s) AND job.deployment = %
   AND EXISTS (SELECT FROM worker WHERE id = %(worker)s AND stopped_at IS NULL)
 RETURNING job.id, job.fence, job.batch_id, job.tier, job.category, job.worker_deaths, job.attempts,
           extract(epoch FROM now() - job.created_at) * 1000, job.claimed_at, line.body
+"""
+
+_CLAIMED_BY = """
+SELECT job.id, job.fence, job.batch_id, job.tier, job.category, job.worker_deaths, job.attempts,
+       extract(epoch FROM job.claimed_at - job.created_at) * 1000, job.claimed_at, line.body
+FROM job JOIN line USING (source_id, line_no)
+WHERE job.id = ANY(%(ids)s) AND job.worker_id = %(worker)s AND job.state = 'running'
 """
 
 # A caller's cancel: what waits is final at once; what runs is asked to stop, and its worker posts the bill. The
@@ -217,6 +224,12 @@ def claim(connection: Connection, ids: list[int], *, worker_id: int, deployment:
             "from": sources(State.RUNNING, Mover.INFER),
         },
     )
+    return [Claimed(*row) for row in rows]
+
+
+def claimed_by(store: Store, ids: list[int], worker_id: int) -> list[Claimed]:
+    """Those of `ids` that run under this worker: what a claim whose answer was lost has done."""
+    rows = store.fetch(_CLAIMED_BY, {"ids": ids, "worker": worker_id})
     return [Claimed(*row) for row in rows]
 
 

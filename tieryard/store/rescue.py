@@ -9,7 +9,7 @@ order these statements meet rows in, they are part of no deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -89,6 +89,18 @@ WITH batched AS (
 SELECT count(*) FROM expired
 """
 
+# A catalog that has changed may have lost the deployment that a job was given: it is routed again.
+_REROUTE = """
+WITH stranded AS (
+    SELECT job.id FROM job JOIN in_yard USING (id)
+    WHERE in_yard.state = 'routed' AND NOT in_yard.deployment = ANY(%(known)s) ORDER BY id
+    FOR UPDATE OF job SKIP LOCKED
+)
+UPDATE job SET state = 'queued', deployment = NULL, nudge_at = now() FROM stranded
+WHERE job.id = stranded.id AND job.state = ANY(%(from)s) AND NOT job.deployment = ANY(%(known)s)
+RETURNING job.id
+"""
+
 # A batch whose window has passed hands the rest of its lines to the yard's edge once they are all final. Before that
 # it would fill the window with work that nobody does, and keep other batches out of it.
 _CLOSE_EXPIRED = """
@@ -152,8 +164,17 @@ def bury(connection: Connection) -> list[tuple[int, str, str | None]]:
 
 def requeue_orphans(connection: Connection) -> dict[str, int]:
     """Takes running jobs from stopped workers: how many went to which state."""
-    rows = connection.execute(_ORPHANS, {"most": MAX_WORKER_DEATHS, "from": sources(State.QUEUED, Mover.RESCUE)})
+    rows = connection.execute(
+        _ORPHANS,
+        {"most": MAX_WORKER_DEATHS, "from": [s for s in sources(State.QUEUED, Mover.RESCUE) if s not in WAITING]},
+    )
     return {row[0]: row[1] for row in rows}
+
+
+def reroute(connection: Connection, known: Collection[str]) -> int:
+    """Takes routed jobs back whose deployment is not among the `known` ones: how many."""
+    wanted = {"known": list(known), "from": [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]}
+    return len(connection.execute(_REROUTE, wanted).fetchall())
 
 
 def expire(connection: Connection) -> int:

@@ -38,6 +38,8 @@ class Writer:
         self._queue: queue.Queue[Ending | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._log = logger()
+        self.pending: set[int] = set()
+        """Jobs whose ending is put and not yet written."""
         self.failure: BaseException | None = None
         """Set when the thread has died of a fault of ours; its worker must stop, and rescue takes over."""
 
@@ -49,6 +51,7 @@ class Writer:
 
         Raises the thread's `failure` when it has died: nobody would take the ending.
         """
+        self.pending.add(ending.job_id)
         self._put(ending)
 
     @property
@@ -108,6 +111,7 @@ class Writer:
             except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
                 self._bisect(endings, error)
                 return
+        self.pending.difference_update(e.job_id for e in endings)
         self._flushed(done)
 
     def _bisect(self, endings: list[Ending], error: Exception) -> None:
@@ -134,10 +138,10 @@ def _plainer(spoilt: Ending, error: Exception) -> Ending:
         output=None,
         finish_reason=None,
         fingerprint=None,
-        error_kind="unstorable answer",
+        error_kind="unstorable_answer",
         error=f"the answer could not be stored: {type(error).__name__}",
     )
-    if spoilt.error_kind != "unstorable answer":
+    if spoilt.error_kind != "unstorable_answer":
         return plain
     return dataclasses.replace(
         plain,

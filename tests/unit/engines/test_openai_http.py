@@ -26,8 +26,8 @@ from tieryard.testing.fault_plan import FakePlan, Fault
 
 BEFORE_CONTENT = {
     "http_400": BadRequestError,
-    "http_401": BadRequestError,
-    "http_404": BadRequestError,
+    "http_401": EngineDownError,  # a wrong key or model name is the deployment's fault, not the job's
+    "http_404": EngineDownError,
     "http_408": EngineTimeoutError,
     "http_429": EngineBusyError,
     "http_500": EngineDownError,
@@ -197,10 +197,18 @@ async def test_a_key_is_sent():
         assert await keyed.healthy()
         assert not await bare.healthy()
         assert (await recorded(keyed, asking())).done
-        with pytest.raises(BadRequestError, match="Unauthorized"):
+        with pytest.raises(EngineDownError, match="Unauthorized"):
             await recorded(bare, asking())
         await keyed.close()
         await bare.close()
+
+
+async def test_a_server_that_serves_another_model_is_not_started():
+    async with FakeVllm(FakePlan(model="other")) as fake:
+        engine = OpenAIHttpEngine(fake.url, model="fake")
+        with pytest.raises(EngineDownError, match="serves other, not 'fake'"):
+            await engine.start()
+        await engine.close()
 
 
 async def test_faults_by_request_number():
@@ -223,14 +231,20 @@ async def test_every_transport_error_is_translated(kind):
         raise kind("broken")
 
     error = await failure(broken)
-    assert type(error) is (EngineTimeoutError if issubclass(kind, httpx.TimeoutException) else EngineDownError)
+    reached = kind is not httpx.ConnectTimeout
+    late = issubclass(kind, httpx.TimeoutException) and reached
+    assert type(error) is (EngineTimeoutError if late else EngineDownError)
+    assert error.sent == reached
 
 
 async def test_every_status_is_translated():
     for status in range(400, 600):
         error = await failure(lambda request, status=status: httpx.Response(status, json={"error": {"message": "no"}}))
         busy, late = status in (429, 503), status == 408
-        assert isinstance(error, RetryableError if busy or late or status >= 500 else PermanentError), status
+        misconfigured = status in (401, 403, 404)
+        retryable = busy or late or misconfigured or status >= 500
+        assert isinstance(error, RetryableError if retryable else PermanentError), status
+        assert not (misconfigured and error.sent)
         assert isinstance(error, EngineBusyError) == busy
         assert isinstance(error, EngineTimeoutError) == late
         assert (error.status, error.message) == (status, "no")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +17,8 @@ from tests.conftest import eventually
 from tests.integration.test_infer import ScriptedEngine
 from tieryard import webhooks
 from tieryard.admission import Admission
-from tieryard.errors import RequestError
+from tieryard.errors import RequestError, StoreError
+from tieryard.routing import Snapshot
 from tieryard.settings import Settings
 from tieryard.store import batches, jobs, outbox
 from tieryard.store.leader import lead
@@ -174,3 +180,130 @@ def test_a_cancel_that_meets_a_suspect_before_its_start_leaves_the_worker_free(
     finally:
         worker.drain()
         yard.leave()
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_up(yard: Yard, tenant: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = jobs.claim
+    lost: list[int] = []
+
+    class Lost(contextlib.AbstractContextManager[object]):
+        """A transaction that commits, and then says that it did not."""
+
+        def __init__(self) -> None:
+            self.inner = transaction()
+
+        def __enter__(self) -> object:
+            return self.inner.__enter__()
+
+        def __exit__(self, *exc: object) -> None:
+            self.inner.__exit__(None, None, None)
+            if lost == [threading.get_ident()]:
+                lost.append(0)
+                raise StoreError("the acknowledgement was lost")
+
+    def claim_and_mark(*arguments: object, **named: object) -> object:
+        if not lost:
+            lost.append(threading.get_ident())
+        return claim(*arguments, **named)  # type: ignore[arg-type]
+
+    transaction = yard.store.transaction
+    monkeypatch.setattr(yard.store, "transaction", Lost)
+    monkeypatch.setattr(jobs, "claim", claim_and_mark)
+    yard.join()
+    worker = Inference(yard, "short", engine=ScriptedEngine())
+    worker.start(lambda _: None)
+    try:
+        ids = make.save_jobs(yard.store, tenant, text=make.body("hello", model="short"))
+        Classifier(yard, yard.admission()).classify("batch", 0.0, [(ids[0], 1)])
+        worker.offer("batch", 0.0, [(ids[0], 1)])
+        eventually(lambda: make.column(yard.store, "state", ids) == ["succeeded"])
+        assert lost[1:] == [0]
+    finally:
+        worker.drain()
+        yard.leave()
+
+
+def test_a_claimed_job_is_cancelled_before_it_starts(yard: Yard, tenant: int) -> None:
+    yard.join()
+    engine = ScriptedEngine()
+    worker = Inference(yard, "long", engine=engine)
+    worker.start(lambda _: None)
+    try:
+        slots = yard.catalog.deployments["long"].max_in_flight
+        ids = make.save_jobs(yard.store, tenant, slots + 1, text=make.body("wait", model="long"))
+        Classifier(yard, yard.admission()).classify("batch", 0.0, [(ids[0], len(ids))])
+        worker.offer("batch", 0.0, [(ids[0], len(ids))])
+        eventually(lambda: make.column(yard.store, "state", ids[-1:]) == ["running"], what="the look-ahead")
+        jobs.cancel(yard.store, ids[-1:], tenant_id=tenant)
+        eventually(lambda: make.column(yard.store, "state", ids[-1:]) == ["cancelled"], what="the cancellation")
+        assert len(engine.seen) == slots
+    finally:
+        engine.go.set()
+        worker.drain()
+        yard.leave()
+
+
+def test_an_engine_that_stops_answering_while_idle_is_noticed(yard: Yard) -> None:
+    yard.join()
+    engine = ScriptedEngine()
+    worker = Inference(yard, "short", engine=engine)
+    worker.start(lambda _: None)
+
+    def capacity() -> int:
+        gauges, _ = yard.metrics.read(yard.catalog)
+        return gauges.get("short", {}).get("capacity", -1)
+
+    try:
+        eventually(lambda: capacity() > 0, what="the engine to serve")
+        engine.up = False
+        eventually(lambda: capacity() == 0, what="the outage to show")
+        engine.up = True
+        eventually(lambda: capacity() > 0, what="the engine to serve again")
+    finally:
+        engine.up = True
+        worker.drain()
+        yard.leave()
+
+
+def test_jobs_of_a_deployment_that_the_catalog_has_lost_are_routed_again(yard: Yard, tenant: int) -> None:
+    ids = make.save_jobs(yard.store, tenant)
+    make.route(yard.store, ids, deployment="gone")
+    sweep(yard)
+    assert make.column(yard.store, "(state, deployment)", ids) == [("queued", None)]
+
+
+def test_expansion_leaves_a_thread_for_rescue(yard: Yard, tenant: int) -> None:
+    expander = expand.Expander(yard, yard.admission())
+    make.save_batch(yard.store, tenant)
+    with expander._busy:
+        expander.run()  # returns at once: another is at it
+        assert make.count(yard.store, "job") == 0
+    expander.run()
+    assert make.count(yard.store, "job") > 0
+
+
+def test_a_profile_with_fields_of_a_newer_process_is_read(yard: Yard) -> None:
+    yard.redis.hset("metrics:short:code", mapping={"samples": 3, "timestamp": 1.0, "ttft_ms": 5, "novelty": 9})
+    _, profiles = yard.metrics.read(yard.catalog)
+    assert (profiles["short"]["code"].samples, profiles["short"]["code"].ttft_ms) == (3, 5.0)
+
+
+def test_a_deployment_whose_engine_is_down_is_not_live(yard: Yard) -> None:
+    snapshot = Snapshot.of(yard.catalog, gauges={"short": {"capacity": 0, "in_flight": 0, "backlog": 9}})
+    assert [c.live for c in snapshot.candidates] == [False, False]
+
+
+def test_one_catalog_has_one_hash_in_every_process() -> None:
+    code = "from tieryard.catalog import load_catalog; from pathlib import Path; print(load_catalog(Path('{}')).hash())"
+    path = Path(__file__).parents[2] / "deploy" / "tieryard.yaml"
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", code.format(path)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(hashes) == 1
