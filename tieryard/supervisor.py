@@ -135,7 +135,7 @@ class Fleet:
             elif (code := child.process.poll()) is not None:
                 child.failures = 0 if now - child.started_at > _STEADY_S else child.failures + 1
                 wait_s = min(0.1 * 2**child.failures, 10.0)
-                self._say(f"{child.name} stopped with code {code}; starting it again (see {self._log(child.name)})")
+                self._say(f"{child.name} stopped with code {code}; starting it again (see {self.log(child.name)})")
                 child.process, child.start_again_at = None, now + wait_s
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class Fleet:
         }
 
     def _spawn(self, child: Child, environment: dict[str, str]) -> None:
-        log = self._log(child.name)
+        log = self.log(child.name)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as output:
             child.process = subprocess.Popen(
@@ -229,7 +229,7 @@ class Fleet:
                 file.write("whsec_" + b64encode(secrets.token_bytes(32)).decode())
         return path.read_text(encoding="utf-8")
 
-    def _log(self, name: str) -> Path:
+    def log(self, name: str) -> Path:
         return self._data / "logs" / f"{name}.log"
 
 

@@ -50,9 +50,10 @@ def main() -> int:
         if summary["cost_usd"] != summary["sum_of_job_costs_usd"]:
             print(f"the jobs' costs do not add up to the batch's: {summary}")
             return 1
-        return 0
-    finally:
         fleet.send_signal(signal.SIGTERM)
+        return fleet.wait(timeout=60)
+    finally:
+        fleet.terminate()
         fleet.wait(timeout=60)
 
 

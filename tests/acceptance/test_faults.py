@@ -14,6 +14,7 @@ from tests.conftest import eventually
 from tieryard.testing.fake_vllm import FakePlan
 
 JOBS = 400
+LOOK_AHEAD = 8 + 4  # claimed and not started: a quarter of the 32 slots, and those that realtime has reserved
 PLAN = FakePlan(ttft_ms=40, tokens_per_s=40, capacity=32)  # a batch of JOBS takes three seconds or more
 
 
@@ -53,6 +54,8 @@ def test_redis_flushed_in_mid_batch(start_fleet: StartFleet) -> None:
             lambda: running.api.get(f"/v1/jobs/{single['id']}").json()["state"] == "succeeded", what="the single job"
         )
         assert done["counts"]["succeeded"] == JOBS
+        log = running.fleet.log("expand").read_text()
+        assert log.count("broker.flushed") == 2, "at the first start, and now"
         n = JOBS + 1
         assert running.rows("SELECT count(*), count(DISTINCT job_id) FROM result") == [(n, n)]
         assert running.rows("SELECT count(*), count(DISTINCT job_id) FROM ledger") == [(n, n)]
@@ -92,6 +95,8 @@ def test_stopped_fleet_goes_on_where_it_was(start_fleet: StartFleet) -> None:
         done = running.until_finished(batch["id"])
         assert_each_once(running, done, JOBS)
         assert running.rows("SELECT count(*) FROM timing WHERE outcome = 'worker_died'") == [(0,)]
+        [(handed_back,)] = running.rows("SELECT count(*) FROM timing WHERE outcome = 'drain'")
+        assert handed_back <= LOOK_AHEAD, "what was in the engine at the stop must have been finished"
 
 
 def test_cancelled_while_running_stops_the_engine_and_bills_what_it_used(start_fleet: StartFleet) -> None:
