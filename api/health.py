@@ -40,16 +40,16 @@ def readyz(state: StateDep, response: Response) -> Readiness:
         checks["postgres"] = "ok" if migrate.is_current(state.store) else "schema is not current: tieryard migrate"
         kinds = {row[1] for row in reads.live_workers(state.store)}
         checks |= {kind: "ok" if kind in kinds else "no live worker" for kind in _NEEDED}
-    except StoreError as error:
-        checks["postgres"] = str(error)[:200]
+    except StoreError:
+        checks["postgres"] = "does not answer"  # no more: this route needs no key
     try:
         gauges, _ = state.metrics.read(state.catalog)
         checks["redis"] = "ok"
         for name in state.catalog.deployments:
             serving = gauges.get(name, {}).get("capacity", 0) > 0
             checks[f"deployment {name}"] = "ok" if serving else "no replica is serving"
-    except redis.RedisError as error:
-        checks["redis"] = f"{type(error).__name__}: {error}"[:200]
+    except redis.RedisError:
+        checks["redis"] = "does not answer"
     ready = all(value == "ok" for value in checks.values())
     response.status_code = 200 if ready else 503
     return Readiness(ready=ready, checks=checks)
