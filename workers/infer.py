@@ -13,7 +13,6 @@ from collections.abc import Callable
 import redis
 
 from tieryard.catalog import REALTIME
-from tieryard.costs import token_cost
 from tieryard.engines import Engine, Recording, record
 from tieryard.engines.opening import open_engine
 from tieryard.errors import (
@@ -32,18 +31,17 @@ from tieryard.metrics import Gauge
 from tieryard.queues import BrokerError, parcels_to_infer
 from tieryard.requests import parse_job
 from tieryard.store import jobs
-from tieryard.store.connection import storable
-from tieryard.store.finish import Ending, Finished, HandBack, attempts_left
+from tieryard.store.finish import Ending, Finished, HandBack
 from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
 from tieryard.telemetry import Event, fault
+from workers.endings import DRAINED, Endings
 from workers.inbox import Inbox
 from workers.observe import Observer
 from workers.yard import Yard
 
 _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
 _POLL_S = 0.5
-_DRAINED = "drained"
 _LONGEST_WAIT_S = 60.0  # whatever an engine asks for
 _MISSES = 3  # health checks in a row before an engine is taken for dead
 
@@ -76,6 +74,7 @@ class Inference:
         self._draining = False
         self._writer = Writer(yard.store, flushed=self._flushed)
         self._observer = Observer(yard, name)
+        self._endings = Endings(yard, name)
         self._gate: Callable[[bool], None] = lambda _: None
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
@@ -209,7 +208,7 @@ class Inference:
                 self._suspect = job
             else:  # a suspect that only waits here must not be at risk of the first one's start
                 another = EngineError("waits for another suspect's start")
-                self._writer.put(self._hand_back(job, HandBack.DRAIN, another, wait_s=2.0))
+                self._writer.put(self._endings.hand_back(job, HandBack.DRAIN, another, wait_s=2.0))
         self._start_ready()
 
     async def _settle_claim(self, ids: list[int]) -> None:
@@ -257,13 +256,13 @@ class Inference:
         try:
             ending = await self._attempt(job, recording)
         except asyncio.CancelledError:
-            ending = self._stopped(job, recording, self._stopping.get(job.id, _DRAINED))
+            ending = self._endings.stopped(job, recording, self._stopping.get(job.id, DRAINED))
         except Exception as error:  # a fault of ours must cost this job an attempt, not the worker its loop
             self._yard.log.error(Event.JOB_RETRIED, job=job.id, **fault(error))
-            ending = self._failed(job, recording, EngineError(f"{type(error).__name__} in the worker"))
+            ending = self._endings.failed(job, recording, EngineError(f"{type(error).__name__} in the worker"))
         reason = self._stopping.pop(job.id, None)
         if reason is not None and ending.hand_back is not None:  # the abort itself failed; the stop still holds
-            ending = self._stopped(job, recording, reason)
+            ending = self._endings.stopped(job, recording, reason)
         del self._running[job.id]
         self._realtime_running -= job.tier == REALTIME
         if self._alone == job.id:
@@ -280,100 +279,33 @@ class Inference:
             request = parse_job(job.body)
             await record(self._engine, request.engine_body(), recording)
         except RequestError as error:
-            return self._end(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
+            return self._endings.final(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
         except PermanentError as error:
-            return self._end(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
+            return self._endings.final(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
         except EngineBusyError as error:
             wait_s = min(error.retry_after_s or 1.0, _LONGEST_WAIT_S)
-            return self._hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s)
+            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s)
         except StoreError:
-            return self._hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)
+            return self._endings.hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)
         except (EngineDownError, EngineTimeoutError) as error:
             return await self._engine_failed(job, recording, error)
         except EngineError as error:
-            return self._failed(job, recording, error)
-        return self._end(job, State.SUCCEEDED, recording)
+            return self._endings.failed(job, recording, error)
+        return self._endings.final(job, State.SUCCEEDED, recording)
 
     async def _engine_failed(self, job: Claimed, recording: Recording, error: RetryableError) -> Ending:
         """No answer. An engine that is well failed this job; one that is not has died, or was never reached."""
         if error.sent and await self._engine.healthy():
-            return self._failed(job, recording, error)
+            return self._endings.failed(job, recording, error)
         if self._engine_up:
             self._engine_up = False
             self._yard.log.error(Event.ENGINE_DOWN, error=error.message[:300])
         if not error.sent:
-            return self._hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
+            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
         if job.worker_deaths + 1 >= MAX_WORKER_DEATHS:
             reason = f"in flight at {job.worker_deaths + 1} engine or worker deaths: {error.message}"
-            return self._end(job, State.FAILED, recording, error_kind="engine_died", error=reason)
-        return self._hand_back(job, HandBack.CRASH, error, wait_s=1.0)
-
-    # --- endings -------------------------------------------------------------------------------------
-
-    def _failed(self, job: Claimed, recording: Recording, error: EngineError) -> Ending:
-        """The job's own fault: again with backoff, or for good after the last attempt."""
-        if not attempts_left(job.attempts):
-            return self._end(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
-        return self._hand_back(job, HandBack.FAULT, error, wait_s=2.0 ** (job.attempts + 1))
-
-    def _stopped(self, job: Claimed, recording: Recording, reason: str) -> Ending:
-        if reason == _DRAINED:
-            return self._hand_back(job, HandBack.DRAIN, EngineError("its worker was stopped"), wait_s=0)
-        return self._end(job, State(reason), recording, error_kind=reason, error=f"{reason} while it ran")
-
-    def _end(
-        self,
-        job: Claimed,
-        state: State,
-        recording: Recording,
-        *,
-        error_kind: str | None = None,
-        error: str | None = None,
-    ) -> Ending:
-        """A final ending, with the bill for what the engine says it did."""
-        recording.stop()
-        done, usage = recording.done, recording.usage
-        used = usage.prompt_tokens + usage.completion_tokens
-        cost = token_cost(
-            self._spec.price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
-        )
-        return Ending(
-            job_id=job.id,
-            fence=job.fence,
-            state=state,
-            worker_id=self._yard.worker_id,
-            deployment=self._name,
-            catalog=self._yard.catalog_hash,
-            claimed_at=job.claimed_at,
-            wait_ms=job.waited_ms,
-            ttft_ms=recording.ttft_ms,
-            latency_ms=recording.latency_ms,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-            cost_usd=cost if used else None,
-            output=storable(recording.text) if recording.pieces else None,
-            finish_reason=done.finish_reason if done else None,
-            error_kind=error_kind,
-            error=storable(error) if error else None,
-            fingerprint=done.fingerprint if done else None,
-        )
-
-    def _hand_back(self, job: Claimed, why: HandBack, error: EngineError, *, wait_s: float) -> Ending:
-        self._yard.log.info(Event.JOB_RETRIED, job=job.id, why=str(why), error=error.kind)
-        return Ending(
-            job_id=job.id,
-            fence=job.fence,
-            state=State.QUEUED,
-            worker_id=self._yard.worker_id,
-            deployment=self._name,
-            catalog=self._yard.catalog_hash,
-            claimed_at=job.claimed_at,
-            wait_ms=job.waited_ms,
-            error=storable(error.message[:500]),
-            hand_back=why,
-            retry_in_s=wait_s * random.uniform(1.0, 1.5),  # noqa: S311  # jitter
-        )
+            return self._endings.final(job, State.FAILED, recording, error_kind="engine_died", error=reason)
+        return self._endings.hand_back(job, HandBack.CRASH, error, wait_s=1.0)
 
     def _flushed(self, done: Finished) -> None:
         """In the writer's thread, after each commit."""
@@ -396,10 +328,10 @@ class Inference:
                 self._stopping[job_id] = reason
                 task.cancel()
             elif self._suspect is not None and self._suspect.id == job_id:
-                self._writer.put(self._stopped(self._suspect, Recording(), reason))
+                self._writer.put(self._endings.stopped(self._suspect, Recording(), reason))
                 self._suspect = None
             elif (job := self._claimed.pop(job_id, None)) is not None:
-                self._writer.put(self._stopped(job, Recording(), reason))
+                self._writer.put(self._endings.stopped(job, Recording(), reason))
 
     async def _drain(self) -> None:
         self._draining = True
@@ -407,7 +339,7 @@ class Inference:
         while self._claiming:  # noqa: ASYNC110  # a claim under way returns in milliseconds
             await asyncio.sleep(0.01)
         for job in [*self._claimed.values(), *([self._suspect] if self._suspect else [])]:
-            self._writer.put(self._stopped(job, Recording(), _DRAINED))
+            self._writer.put(self._endings.stopped(job, Recording(), DRAINED))
         self._claimed.clear()
         self._suspect = None
         try:

@@ -7,7 +7,7 @@ stored features and snapshot, so an explanation is never a second opinion.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Self
 
@@ -31,9 +31,6 @@ class JobFeatures:
     prompt_tokens: dict[str, int]
     max_tokens: int
     needs: frozenset[str] = frozenset()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "needs": sorted(self.needs)}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:

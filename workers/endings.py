@@ -1,0 +1,92 @@
+"""What a start's end is written down as: final with its bill, or handed back for a reason."""
+
+from __future__ import annotations
+
+import random
+
+from tieryard.costs import token_cost
+from tieryard.engines import Recording
+from tieryard.errors import EngineError
+from tieryard.job import State
+from tieryard.store.connection import storable
+from tieryard.store.finish import Ending, HandBack, attempts_left
+from tieryard.store.jobs import Claimed
+from tieryard.telemetry import Event
+from workers.yard import Yard
+
+DRAINED = "drained"
+"""The reason of a stop that the worker asked for itself."""
+
+
+class Endings:
+    """Makes the endings of one worker's starts."""
+
+    def __init__(self, yard: Yard, deployment: str) -> None:
+        self._yard = yard
+        self._name = deployment
+        self._price = yard.catalog.deployments[deployment].price
+
+    def failed(self, job: Claimed, recording: Recording, error: EngineError) -> Ending:
+        """The job's own fault: again with backoff, or for good after the last attempt."""
+        if not attempts_left(job.attempts):
+            return self.final(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
+        return self.hand_back(job, HandBack.FAULT, error, wait_s=2.0 ** (job.attempts + 1))
+
+    def stopped(self, job: Claimed, recording: Recording, reason: str) -> Ending:
+        """A start that was aborted: `cancelled`, `expired`, or DRAINED."""
+        if reason == DRAINED:
+            return self.hand_back(job, HandBack.DRAIN, EngineError("its worker was stopped"), wait_s=0)
+        return self.final(job, State(reason), recording, error_kind=reason, error=f"{reason} while it ran")
+
+    def final(
+        self,
+        job: Claimed,
+        state: State,
+        recording: Recording,
+        *,
+        error_kind: str | None = None,
+        error: str | None = None,
+    ) -> Ending:
+        """A final ending, with the bill for what the engine says it did."""
+        recording.stop()
+        done, usage = recording.done, recording.usage
+        used = usage.prompt_tokens + usage.completion_tokens
+        cost = token_cost(self._price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+        return Ending(
+            job_id=job.id,
+            fence=job.fence,
+            state=state,
+            worker_id=self._yard.worker_id,
+            deployment=self._name,
+            catalog=self._yard.catalog_hash,
+            claimed_at=job.claimed_at,
+            wait_ms=job.waited_ms,
+            ttft_ms=recording.ttft_ms,
+            latency_ms=recording.latency_ms,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            cost_usd=cost if used else None,
+            output=storable(recording.text) if recording.pieces else None,
+            finish_reason=done.finish_reason if done else None,
+            error_kind=error_kind,
+            error=storable(error) if error else None,
+            fingerprint=done.fingerprint if done else None,
+        )
+
+    def hand_back(self, job: Claimed, why: HandBack, error: EngineError, *, wait_s: float) -> Ending:
+        """Back to the queue, to start again no sooner than `wait_s` from now."""
+        self._yard.log.info(Event.JOB_RETRIED, job=job.id, why=str(why), error=error.kind)
+        return Ending(
+            job_id=job.id,
+            fence=job.fence,
+            state=State.QUEUED,
+            worker_id=self._yard.worker_id,
+            deployment=self._name,
+            catalog=self._yard.catalog_hash,
+            claimed_at=job.claimed_at,
+            wait_ms=job.waited_ms,
+            error=storable(error.message[:500]),
+            hand_back=why,
+            retry_in_s=wait_s * random.uniform(1.0, 1.5),  # noqa: S311  # jitter
+        )
