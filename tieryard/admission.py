@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tieryard.catalog import Catalog
-from tieryard.errors import RequestError
-from tieryard.requests import JobCreate
+from tieryard.errors import ModelNotFoundError, RequestError
+from tieryard.requests import Request
 from tieryard.routing import JobFeatures, Snapshot, decide, text_features
 from tieryard.tokens import TokenCounter, load_counter
 
@@ -25,7 +25,7 @@ class Admission:
         self.counters: dict[str, TokenCounter] = {spec: load_counter(spec, cache_dir=cache_dir) for spec in specs}
         self._static = Snapshot.of(catalog)
 
-    def check(self, request: JobCreate, *, callbacks: bool, line: int | None = None) -> None:
+    def check(self, request: Request, *, callbacks: bool, line: int | None = None) -> None:
         """Raises RequestError that names the field (and the line). `callbacks`: whether any can be signed."""
         try:
             self._check_names(request, callbacks=callbacks)
@@ -34,32 +34,37 @@ class Admission:
             error.line = line
             raise
 
-    def tier_of(self, request: JobCreate, default: str | None = None) -> str:
+    def tier_of(self, request: Request, default: str | None = None) -> str:
         """The request's tier, else the list's, else `batch`. Raises RequestError."""
         tier = request.tier or default or DEFAULT_TIER
         if tier not in self.catalog.tiers:
             raise RequestError(f"'{tier}' is not a tier; expected one of {_names(self.catalog.tiers)}", param="tier")
         return tier
 
-    def features(self, requests: list[JobCreate]) -> list[JobFeatures]:
+    def features(self, requests: list[Request]) -> list[JobFeatures]:
         """What routing needs to know of each, tokenised together, once for each distinct tokenizer.
 
         Raises RequestError when a chat template refuses one of them.
         """
-        conversations = [r.conversation() for r in requests]
-        counts = {spec: counter.count(conversations) for spec, counter in self.counters.items()}
+        counts = {spec: _count(counter, requests) for spec, counter in self.counters.items()}
         return [
             JobFeatures(
                 text=text_features(r.text(), category=r.category),
                 model=r.model,
                 prompt_tokens={spec: counts[spec][i] for spec in counts},
                 max_tokens=r.max_tokens,
-                needs=_needs(r),
+                needs=r.needs,
+                endpoint=r.endpoint,
             )
             for i, r in enumerate(requests)
         ]
 
-    def _check_names(self, request: JobCreate, *, callbacks: bool) -> None:
+    def prompt_tokens(self, requests: list[Request]) -> list[int]:
+        """Prompt tokens of each, by the tokenizer that makes the most of it: what limits count."""
+        counts = [_count(counter, requests) for counter in self.counters.values()]
+        return [max(column) for column in zip(*counts, strict=True)]
+
+    def _check_names(self, request: Request, *, callbacks: bool) -> None:
         if request.tier is not None:
             self.tier_of(request)
         if request.category is not None and request.category not in self.catalog.categories:
@@ -70,35 +75,42 @@ class Admission:
         sizes = {f"class:{d.size_class}" for d in self.catalog.deployments.values()}
         if request.model not in {"auto", *sizes, *self.catalog.deployments}:
             known = ["auto", *sorted(sizes), *self.catalog.deployments]
-            raise RequestError(f"'{request.model}' is not served; expected one of {_names(known)}", param="model")
+            raise ModelNotFoundError(f"'{request.model}' is not served; expected one of {_names(known)}", param="model")
         if request.callback_url is not None and not callbacks:
             raise RequestError(
                 "callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET to sign them with", param="callback_url"
             )
 
-    def _check_fit(self, request: JobCreate) -> None:
+    def _check_fit(self, request: Request) -> None:
         """A byte-level bound proves most fits; only the rest is tokenised."""
-        conversation = request.conversation()
         features = JobFeatures(
             text=_NO_TEXT,
             model=request.model,
-            prompt_tokens={spec: counter.at_most(conversation) for spec, counter in self.counters.items()},
+            prompt_tokens={spec: _at_most(counter, request) for spec, counter in self.counters.items()},
             max_tokens=request.max_tokens,
-            needs=_needs(request),
+            needs=request.needs,
+            endpoint=request.endpoint,
         )
         if decide(features, self._static).deployment is not None:
             return
         exact = decide(self.features([request])[0], self._static)
         if exact.deployment is None:
-            raise RequestError(exact.reason, param="prompt" if request.prompt is not None else "messages")
+            raise RequestError(exact.reason, param=request.input_field)
 
 
 _NO_TEXT = text_features("")
 
 
-def _needs(request: JobCreate) -> frozenset[str]:
-    wanted = (request.response_format or {}).get("type")
-    return frozenset({"json_schema"}) if wanted in ("json_schema", "json_object") else frozenset()
+def _count(counter: TokenCounter, requests: list[Request]) -> list[int]:
+    """Prompt tokens of each: what goes through the chat template, and what is sent as it is."""
+    chats = iter(counter.count([r.conversation for r in requests if r.conversation is not None]))
+    raws = iter(counter.count_raw([text for r in requests for text in r.raw]))
+    return [(next(chats) if r.conversation is not None else 0) + sum(next(raws) for _ in r.raw) for r in requests]
+
+
+def _at_most(counter: TokenCounter, request: Request) -> int:
+    chat = 0 if request.conversation is None else counter.at_most(request.conversation)
+    return chat + sum(len(text.encode()) + 1 for text in request.raw)
 
 
 def _names(known: object) -> str:

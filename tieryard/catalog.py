@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
 from tieryard.errors import CatalogError
-from tieryard.requests import Duration
+from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Duration
 
 
 class SizeClass(StrEnum):
@@ -108,7 +108,13 @@ class Deployment(_Strict):
     )
     price: Price
     capabilities: frozenset[Literal["json_schema", "tools", "logprobs"]] = frozenset()
+    serves: Literal["text", "embeddings"] = Field(default="text", description="Completions, or embeddings.")
     quality: float = Field(default=0.5, ge=0, le=1, description="Prior, until it is measured.")
+
+    @property
+    def endpoints(self) -> frozenset[str]:
+        """The routes whose requests it takes."""
+        return frozenset({EMBEDDINGS} if self.serves == "embeddings" else {CHAT, COMPLETIONS})
 
     @model_validator(mode="after")
     def _reserve_leaves_room(self) -> Self:

@@ -3,9 +3,14 @@
 TieryardError
 ├── UserError                 the caller can mend it; becomes a 4xx, or exit code 2
 │   ├── CatalogError          tieryard.yaml is refused: line, field, what was expected
-│   ├── RequestError          a job is refused: field (and line, in a list)
+│   ├── RequestError          a request is refused: field (and line, in a list)
+│   │   └── ModelNotFoundError  it names a model that is not served
 │   ├── AuthError             no key, a wrong key, a revoked key
-│   └── NotFoundError         no such thing, or not yours
+│   ├── ScopeError            a key that may not do this
+│   ├── NotFoundError         no such thing, or not yours
+│   ├── ConflictError         it contradicts what is there: an idempotency key used for something else
+│   └── LimitError            too much for this key or tenant now; carries `retry_after_s`
+├── UnavailableError          nothing that could serve it is up, or it is full; carries `retry_after_s`
 ├── EngineError               what an engine did to one request
 │   ├── RetryableError        the job is fine, try again later
 │   │   ├── EngineBusyError   429, or a full queue; carries `retry_after_s`
@@ -52,12 +57,45 @@ class RequestError(UserError):
     pass
 
 
+class ModelNotFoundError(RequestError):
+    code = "model_not_found"
+
+
 class AuthError(UserError):
     code = "invalid_api_key"
 
 
+class ScopeError(UserError):
+    code = "insufficient_scope"
+
+
 class NotFoundError(UserError):
     code = "not_found"
+
+
+class ConflictError(UserError):
+    code = "conflict"
+
+
+class LimitError(UserError):
+    """`code` says which limit: requests or tokens a minute, or tokens enqueued."""
+
+    def __init__(self, message: str, *, code: str, retry_after_s: float, headers: dict[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_s = retry_after_s
+        self.headers = headers or {}
+
+
+class UnavailableError(TieryardError):
+    """Nothing can serve this request now. The same request may be served later."""
+
+    code = "no_healthy_deployment"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
 
 
 class EngineError(TieryardError):

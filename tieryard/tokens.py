@@ -31,20 +31,26 @@ class TokenCounter:
     name: str
     overhead: int
     _encode: Callable[[list[str]], list[int]]
-    _render: Callable[[list[dict[str, str]]], str] | None
+    _render: Callable[[list[dict[str, Any]]], str] | None
 
-    def count(self, conversations: list[list[dict[str, str]]]) -> list[int]:
+    def count(self, conversations: list[list[dict[str, Any]]]) -> list[int]:
         """Prompt tokens of each conversation, exactly as served where the chat template is known.
 
         Raises RequestError when the template refuses one of them.
         """
+        if not conversations:
+            return []
         if self._render is not None:
             return self._encode([self._render(c) for c in conversations])
         texts = [m["content"] for c in conversations for m in c]
         counts = iter(self._encode(texts))
         return [sum(next(counts) + _TURN_TOKENS for _ in c) for c in conversations]
 
-    def at_most(self, conversation: list[dict[str, str]]) -> int:
+    def count_raw(self, texts: list[str]) -> list[int]:
+        """Tokens of texts that no template surrounds. One more each is allowed for a token that begins a text."""
+        return [n + 1 for n in self._encode(texts)] if texts else []
+
+    def at_most(self, conversation: list[dict[str, Any]]) -> int:
         """A bound that needs no tokenizer: no byte-level tokenizer makes more tokens than there are bytes."""
         return self.overhead + sum(len(m["content"].encode()) + _TURN_TOKENS for m in conversation)
 
@@ -74,7 +80,7 @@ def load_counter(spec: str, *, cache_dir: Path) -> TokenCounter:
     return TokenCounter(spec, overhead, encode, render)
 
 
-def _template(config_file: Path) -> Callable[[list[dict[str, str]]], str] | None:
+def _template(config_file: Path) -> Callable[[list[dict[str, Any]]], str] | None:
     """The chat template of a tokenizer_config.json, rendered as Hugging Face's tokenizers do."""
     if not config_file.is_file():
         return None
@@ -87,7 +93,7 @@ def _template(config_file: Path) -> Callable[[list[dict[str, str]]], str] | None
     compiled = environment.from_string(source)
     special = {k: _text(config.get(k)) for k in ("bos_token", "eos_token")}
 
-    def render(conversation: list[dict[str, str]]) -> str:
+    def render(conversation: list[dict[str, Any]]) -> str:
         try:
             return compiled.render(messages=conversation, add_generation_prompt=True, **special)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:

@@ -13,7 +13,7 @@ from tieryard.admission import Admission
 from tieryard.errors import RequestError
 from tieryard.ids import Run, from_runs
 from tieryard.queues import BrokerError, Parcel, parcels_to_infer
-from tieryard.requests import JobCreate, parse_job
+from tieryard.requests import Request, parse_request
 from tieryard.routing import Decision, JobFeatures, Snapshot, decide_many
 from tieryard.store import jobs
 from tieryard.store.jobs import Routed, Waiting
@@ -86,12 +86,12 @@ class Classifier:
         return len(routed)
 
     def _decide(self, waiting: list[Waiting], snapshot: Snapshot) -> list[Routed]:
-        requests: list[JobCreate] = []
+        requests: list[Request] = []
         readable: list[Waiting] = []
         refused: list[Routed] = []
         for job in waiting:
             try:
-                requests.append(parse_job(job.body))
+                requests.append(parse_request(job.body))
                 readable.append(job)
             except RequestError as error:  # saved under an older version's rules
                 refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))

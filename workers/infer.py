@@ -29,7 +29,7 @@ from tieryard.ids import Run
 from tieryard.job import MAX_WORKER_DEATHS, State
 from tieryard.metrics import Gauge
 from tieryard.queues import BrokerError, parcels_to_infer
-from tieryard.requests import parse_job
+from tieryard.requests import parse_request
 from tieryard.store import jobs
 from tieryard.store.finish import Ending, Finished, HandBack
 from tieryard.store.jobs import Claimed
@@ -276,8 +276,8 @@ class Inference:
         try:
             if self._alone == job.id:  # written down first: a worker death from here on is its last
                 await asyncio.to_thread(jobs.mark_alone, self._yard.store, job)
-            request = parse_job(job.body)
-            await record(self._engine, request.engine_body(), recording)
+            request = parse_request(job.body)
+            await record(self._engine, request.body, recording)
         except RequestError as error:
             return self._endings.final(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
         except PermanentError as error:

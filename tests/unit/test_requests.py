@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tieryard.errors import RequestError
-from tieryard.requests import JobCreate, parse_duration, parse_job
+from tieryard.requests import JobCreate, Request, parse_duration, parse_job
 
 
 def refused(raw: str | bytes, **where: Any) -> RequestError:
@@ -128,7 +128,7 @@ def test_a_nul_is_refused_wherever_it_stands(raw: str) -> None:
 
 
 def test_an_escaped_backslash_before_u0000_is_no_nul() -> None:
-    assert parse_job(r'{"prompt": "write \\u0000"}').prompt == r"write \u0000"
+    assert parse_job(r'{"prompt": "write \\u0000"}').text() == r"write \u0000"
 
 
 @pytest.mark.parametrize(
@@ -147,15 +147,15 @@ def test_what_is_no_duration_is_refused(text: object) -> None:
 @given(st.text(min_size=1).filter(str.strip).filter(lambda t: "\x00" not in t))
 def test_any_text_is_asked_as_it_was_written(text: str) -> None:
     job = parse_job(json.dumps({"prompt": text}))
-    assert job.conversation() == [{"role": "user", "content": text}]
+    assert job.conversation == [{"role": "user", "content": text}]
     assert job.text() == text
-    assert job.engine_body() == {"messages": job.conversation(), "max_tokens": 256}
+    assert job.body == {"messages": job.conversation, "max_tokens": 256}
 
 
 @given(st.binary(max_size=60) | st.text(max_size=60))
 def test_whatever_comes_is_a_job_or_a_refusal(raw: bytes | str) -> None:
     with contextlib.suppress(RequestError):
-        assert isinstance(parse_job(raw), JobCreate)
+        assert isinstance(parse_job(raw), Request)
 
 
 json_values = st.recursive(
@@ -169,4 +169,4 @@ json_values = st.recursive(
 def test_any_json_object_is_a_job_or_a_refusal(body: dict[str, Any]) -> None:
     with contextlib.suppress(RequestError):
         job = parse_job(json.dumps(body))
-        json.dumps(job.engine_body(), allow_nan=False)
+        json.dumps(job.body, allow_nan=False)

@@ -53,7 +53,7 @@ class Engine(Protocol):
         ...
 
     def stream(self, body: dict[str, Any]) -> Stream:
-        """Runs one chat completion request (`JobCreate.engine_body()`)."""
+        """Runs one request (`Request.body`): a chat, a raw prompt or embeddings, by the members that it has."""
         ...
 
     async def close(self) -> None:

@@ -31,6 +31,7 @@ class JobFeatures:
     prompt_tokens: dict[str, int]
     max_tokens: int
     needs: frozenset[str] = frozenset()
+    endpoint: str = "/v1/chat/completions"
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Self:
@@ -93,6 +94,8 @@ def _refusal(job: JobFeatures, candidate: Candidate) -> str:
             return f"is {candidate.size_class}; the job asks for {job.model}"
     elif job.model not in (AUTO, candidate.name):
         return f"the job pins '{job.model}'"
+    if job.endpoint not in candidate.serves:
+        return f"does not serve {job.endpoint}"
     missing = job.needs - candidate.capabilities
     if missing:
         return f"lacks {', '.join(sorted(missing))}"

@@ -37,6 +37,7 @@ class Candidate:
     output_usd_per_1m: Decimal
     quality: float
     live: bool = False
+    serves: frozenset[str] = frozenset({"/v1/chat/completions", "/v1/completions"})
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
@@ -72,6 +73,7 @@ class Snapshot:
                     input_usd_per_1m=d.price.input_usd_per_1m,
                     output_usd_per_1m=d.price.output_usd_per_1m,
                     quality=d.quality,
+                    serves=d.endpoints,
                     live=gauges.get(name, {}).get("capacity", 0) > 0,
                     capacity=gauges.get(name, {}).get("capacity", 0),
                     in_flight=gauges.get(name, {}).get("in_flight", 0),
@@ -96,6 +98,7 @@ class Snapshot:
                         **c,
                         "size_class": SizeClass(c["size_class"]),
                         "capabilities": frozenset(c["capabilities"]),
+                        **({"serves": frozenset(c["serves"])} if "serves" in c else {}),
                         "input_usd_per_1m": Decimal(c["input_usd_per_1m"]),
                         "output_usd_per_1m": Decimal(c["output_usd_per_1m"]),
                         "profiles": {k: Profile(**p) for k, p in c["profiles"].items()},

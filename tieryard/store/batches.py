@@ -93,7 +93,7 @@ WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647):
 
 _COMPLETE = """
 WITH done AS (
-    UPDATE batch b SET finished_at = now()
+    UPDATE batch b SET finished_at = now(), outcome = 'completed'
     WHERE b.id = ANY(%(ids)s) AND b.finished_at IS NULL AND b.released_to = b.total
       AND NOT EXISTS (SELECT FROM job WHERE job.batch_id = b.id AND job.finished_at IS NULL)
     RETURNING b.id, b.tenant_id, b.callback_url
@@ -110,14 +110,15 @@ def save_batch(store: Store, batch: NewBatch) -> int:
     batch_id = store.reserve_ids(len(batch.lines) + 1)
     with store.transaction() as connection:
         connection.execute(
-            "INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, deadline, callback_url) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
+            "INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests, deadline, callback_url) "
+            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
                 batch_id,
                 batch.tenant_id,
                 batch.tier,
                 batch_id,
                 batch_id + 1,
+                len(batch.lines),
                 len(batch.lines),
                 batch.deadline,
                 batch.callback_url,

@@ -20,6 +20,7 @@ from sqlalchemy import (
     DateTime,
     Identity,
     Index,
+    Integer,
     LargeBinary,
     Numeric,
     SmallInteger,
@@ -27,7 +28,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL
 from sqlmodel import Field, SQLModel
 
 from tieryard.job import FINAL, State
@@ -48,10 +49,11 @@ class Tenant(SQLModel, table=True):
     id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
     name: str = Field(sa_column=Column(Text, nullable=False, unique=True))
     created_at: datetime = Field(sa_column=_time(now=True))
+    max_enqueued_tokens: int | None = Field(default=None, sa_column=Column(BigInteger))
 
 
 class ApiKey(SQLModel, table=True):
-    """A bearer key: only its SHA-256 is kept, and a prefix to tell keys apart by."""
+    """A bearer key: only its SHA-256 is kept, and a prefix to tell keys apart by. Limits that are empty do not bind."""
 
     __tablename__: ClassVar[str] = "api_key"
 
@@ -60,6 +62,11 @@ class ApiKey(SQLModel, table=True):
     name: str = Field(sa_column=Column(Text, nullable=False))
     prefix: str = Field(sa_column=Column(Text, nullable=False))
     digest: bytes = Field(sa_column=Column(LargeBinary, nullable=False, unique=True))
+    scopes: list[str] = Field(
+        sa_column=Column(ARRAY(Text), nullable=False, server_default=text("'{infer,batch,read}'::text[]"))
+    )
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     created_at: datetime = Field(sa_column=_time(now=True))
     revoked_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
 
@@ -94,23 +101,56 @@ class Line(SQLModel, table=True):
     """A request body, as the caller wrote it: a line of a file or list, or line 1 of a single job's own source."""
 
     __tablename__: ClassVar[str] = "line"
+    __table_args__ = (Index("line_by_hash", "hash", postgresql_where=text("hash IS NOT NULL")),)
 
     source_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     line_no: int = Field(primary_key=True)
     body: str = Field(sa_column=Column(Text, nullable=False))
+    hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+
+
+class File(SQLModel, table=True):
+    """A file as its owner sees it. An uploaded one is the rows of `line` under its id, a blank line too.
+
+    A batch's output and errors are files without lines: they are read from its jobs. `bytes` is the exact length of
+    the content either way. `duplicates` are the lines whose custom_id stands above them already, and `first_fault`
+    says what is wrong when no line is a JSON object.
+    """
+
+    __tablename__: ClassVar[str] = "file"
+    __table_args__ = (Index("file_by_tenant", "tenant_id", "id"),)
+
+    id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    purpose: str = Field(sa_column=Column(Text, nullable=False))
+    filename: str = Field(sa_column=Column(Text, nullable=False))
+    bytes: int = Field(sa_column=Column(BigInteger, nullable=False))
+    lines: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    requests: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    ends_open: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    duplicates: list[int] | None = Field(default=None, sa_column=Column(ARRAY(Integer)))
+    first_fault: str | None = Field(default=None, sa_column=Column(Text))
+    batch_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    created_at: datetime = Field(sa_column=_time(now=True))
+    expires_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    deleted_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
 
 
 class Batch(SQLModel, table=True):
-    """A list or file of jobs. Job of line n has id `first_job_id + n - 1`.
+    """A list or file of jobs. Job of line n has id `first_job_id + n - 1`; a blank line has none.
 
     `expanded_to` and `released_to` count lines: those that have job rows, and those given to the tier queue.
     `mark_to` / `mark_at` remember an earlier `released_to`, by which rescue tells lost nudges from waiting ones.
+    `endpoint` is set for a file in OpenAI's format; `counts` (jobs by state) when all jobs are final, `outcome` when
+    the batch is.
     """
 
     __tablename__: ClassVar[str] = "batch"
     __table_args__ = (
+        CheckConstraint("(outcome IS NOT NULL) = (finished_at IS NOT NULL)", name="batch_finished_has_outcome"),
         Index("batch_open", "id", postgresql_where=text("finished_at IS NULL")),
         Index("batch_by_tenant", "tenant_id", "id"),
+        Index("batch_by_source", "source_id"),
         {"postgresql_with": {"fillfactor": 50}},
     )
 
@@ -120,6 +160,13 @@ class Batch(SQLModel, table=True):
     source_id: int = Field(sa_column=Column(BigInteger, nullable=False))
     first_job_id: int = Field(sa_column=Column(BigInteger, nullable=False))
     total: int
+    requests: int
+    endpoint: str | None = Field(default=None, sa_column=Column(Text))
+    window: str | None = Field(default=None, sa_column=Column(Text))
+    notes: dict[str, str] | None = Field(default=None, sa_column=Column("metadata", JSONB))
+    reuse: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    enqueued_tokens: int | None = Field(default=None, sa_column=Column(BigInteger))
+    output_expires_s: int | None = None
     expanded_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     released_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     mark_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
@@ -127,13 +174,22 @@ class Batch(SQLModel, table=True):
     callback_url: str | None = Field(default=None, sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_time(now=True))
     deadline: datetime = Field(sa_column=_time())
+    expanded_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    cancelling_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    finalizing_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
     finished_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    counts: dict[str, int] | None = Field(default=None, sa_column=Column(JSONB))
+    outcome: str | None = Field(default=None, sa_column=Column(Text))
+    fault: str | None = Field(default=None, sa_column=Column(Text))
+    output_file_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    error_file_id: int | None = Field(default=None, sa_column=Column(BigInteger))
 
 
 class Job(SQLModel, table=True):
     """One request for one completion.
 
-    `ran_alone` is set before a suspect's lone start: only after it can one more worker death be its last.
+    `ran_alone` is set before a suspect's lone start: only after it can one more worker death be its last. `attended`:
+    its caller waits on a connection to the API process that runs it, so nobody else ever will.
     """
 
     __tablename__: ClassVar[str] = "job"
@@ -157,6 +213,8 @@ class Job(SQLModel, table=True):
     worker_deaths: int = Field(default=0, sa_column=Column(SmallInteger, nullable=False, server_default="0"))
     wants_callback: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     ran_alone: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    attended: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    enqueued_tokens: int | None = None
     worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
     created_at: datetime = Field(sa_column=_time(now=True))
     deadline: datetime = Field(sa_column=_time())
@@ -196,7 +254,10 @@ class Decision(SQLModel, table=True):
 
 
 class Result(SQLModel, table=True):
-    """A final job's answer, or why there is none."""
+    """A final job's answer, or why there is none. `extra` holds what is not text: tool calls, logprobs, embeddings.
+
+    `reused_from` is the job whose answer this is, where the batch asked for that.
+    """
 
     __tablename__: ClassVar[str] = "result"
 
@@ -205,6 +266,8 @@ class Result(SQLModel, table=True):
     finish_reason: str | None = Field(default=None, sa_column=Column(Text))
     error_kind: str | None = Field(default=None, sa_column=Column(Text))
     error: str | None = Field(default=None, sa_column=Column(Text))
+    extra: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
+    reused_from: int | None = Field(default=None, sa_column=Column(BigInteger))
 
 
 class Timing(SQLModel, table=True):
@@ -227,6 +290,20 @@ class Timing(SQLModel, table=True):
     outcome: str = Field(sa_column=Column(Text, nullable=False))
     error: str | None = Field(default=None, sa_column=Column(Text))
     fingerprint: str | None = Field(default=None, sa_column=Column(Text))
+    revision: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Idempotency(SQLModel, table=True):
+    """What an Idempotency-Key has made, for a day. Inserted with it, in one transaction: so there is one."""
+
+    __tablename__: ClassVar[str] = "idempotency"
+    __table_args__ = (Index("idempotency_by_age", "created_at"),)
+
+    tenant_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    key: str = Field(sa_column=Column(Text, primary_key=True))
+    fingerprint: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    subject_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    created_at: datetime = Field(sa_column=_time(now=True))
 
 
 class Ledger(SQLModel, table=True):

@@ -1,0 +1,103 @@
+"""What a caller may ask for, checked field by field, and the one shape that everything behind the API works with.
+
+A stored line is the caller's own JSON: a native job, or `{"method", "url", "body"}` as in OpenAI's batch files
+(a call that waits is stored so too). `parse_request` reads either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from tieryard.errors import RequestError
+from tieryard.requests.fields import Duration, Metadata, parse_duration, refusal, refuse_nul
+from tieryard.requests.native import JobCreate, Message
+from tieryard.requests.openai import BODIES, BatchLine, ChatCreate, CompletionCreate, EmbeddingCreate
+from tieryard.requests.request import (
+    CHAT,
+    COMPLETIONS,
+    DEFAULT_MAX_TOKENS,
+    EMBEDDINGS,
+    ENDPOINTS,
+    Endpoint,
+    Request,
+)
+
+__all__ = [
+    "BODIES",
+    "CHAT",
+    "COMPLETIONS",
+    "DEFAULT_MAX_TOKENS",
+    "EMBEDDINGS",
+    "ENDPOINTS",
+    "ChatCreate",
+    "CompletionCreate",
+    "Duration",
+    "EmbeddingCreate",
+    "Endpoint",
+    "JobCreate",
+    "Message",
+    "Metadata",
+    "Request",
+    "parse_batch_line",
+    "parse_body",
+    "parse_duration",
+    "parse_job",
+    "parse_request",
+    "refusal",
+]
+
+_BOM = "\ufeff"
+
+
+def parse_job(raw: str | bytes, *, line: int | None = None) -> Request:
+    """Reads a native job. Raises RequestError that names the field (and the line)."""
+    try:
+        job = JobCreate.model_validate_json(raw)
+    except ValidationError as error:
+        raise refusal(error, line=line) from None
+    refuse_nul(raw, line=line)
+    return job.request()
+
+
+def parse_body(endpoint: Endpoint, raw: str | bytes) -> ChatCreate | CompletionCreate | EmbeddingCreate:
+    """Reads the body of a call to an OpenAI endpoint. Raises RequestError that names the field."""
+    try:
+        body = BODIES[endpoint].model_validate_json(raw)
+    except ValidationError as error:
+        raise refusal(error) from None
+    refuse_nul(raw)
+    return body
+
+
+def parse_batch_line(raw: str, *, endpoint: str | None = None) -> Request:
+    """Reads a line of a batch file, for this endpoint. Raises RequestError that names the field."""
+    raw = raw.removeprefix(_BOM)
+    try:
+        line = BatchLine.model_validate_json(raw)
+    except ValidationError as error:
+        raise refusal(error) from None
+    refuse_nul(raw)
+    if endpoint is not None and line.url != endpoint:
+        raise RequestError(f"the batch is for '{endpoint}', not '{line.url}'", param="url")
+    return _read_body(line.url, line.body, line.custom_id)
+
+
+def parse_request(raw: str) -> Request:
+    """Reads a stored line, of either kind. Raises RequestError when today's rules refuse it."""
+    raw = raw.removeprefix(_BOM)
+    if '"url"' not in raw:  # a native job has no such member; a prompt that quotes it has backslashes
+        return parse_job(raw)
+    stored = from_json(raw)
+    if "url" not in stored:
+        return parse_job(raw)
+    return _read_body(stored["url"], stored["body"], stored.get("custom_id"))
+
+
+def _read_body(endpoint: Endpoint, body: dict[str, Any], custom_id: str | None) -> Request:
+    try:
+        return BODIES[endpoint].model_validate(body).request(custom_id)
+    except ValidationError as error:
+        raise refusal(error, under="body") from None

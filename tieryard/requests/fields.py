@@ -1,0 +1,94 @@
+"""Field types and refusals that every shape of request shares."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import timedelta
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+
+from tieryard.errors import RequestError
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNIT_S = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST = timedelta(days=365)
+_MOST_JSON_BYTES = 64 * 1024
+INT64 = 2**63
+
+# The escape of a NUL, and not an escaped backslash before "u0000". Neither Postgres nor an engine takes a NUL.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+# Pydantic's words for the members of a union; the caller never wrote them.
+_UNION_MEMBER = re.compile(r"str|constrained-str|url|list\[.*|function-.*|TextPart|RefusalPart|dict\[.*")
+
+
+def parse_duration(value: object) -> object:
+    """`"15m"`, `"24h"`, `"90s"`, `"500ms"`, `"7d"` → timedelta; anything else is left for pydantic to refuse."""
+    if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
+        seconds = float(found[1]) * _UNIT_S[found[2]]
+        if seconds > _LONGEST.total_seconds():  # before timedelta, which would overflow
+            raise ValueError(f"at most {_LONGEST.days} days")
+        return timedelta(seconds=seconds)
+    if isinstance(value, timedelta):
+        return value
+    raise ValueError("expected a duration such as '90s', '15m' or '24h'")
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+NotBlank = Annotated[str, AfterValidator(_not_blank)]
+
+
+def _plain_json(value: Any) -> Any:
+    """Refuses what no engine can be sent: NaN and Infinity, integers beyond 64 bits, structures of any size."""
+    size = len(json.dumps(value, allow_nan=False))  # its ValueError is the refusal
+    if size > _MOST_JSON_BYTES:
+        raise ValueError(f"at most {_MOST_JSON_BYTES} bytes of JSON, not {size}")
+    waiting: list[Any] = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, int) and not -INT64 <= item < INT64:
+            raise ValueError("integers must fit in 64 bits")
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+"""A caller's own notes, within OpenAI's limits."""
+
+
+def refuse_nul(raw: str | bytes, *, line: int | None = None) -> None:
+    """Raises RequestError when JSON holds a NUL, written out or escaped."""
+    body = raw.encode() if isinstance(raw, str) else raw
+    if b"\x00" in body or _NUL.search(body):
+        raise RequestError("must not contain a NUL character (\\u0000)", line=line)
+
+
+def refusal(error: ValidationError, *, line: int | None = None, under: str | None = None) -> RequestError:
+    """A pydantic refusal as ours: its first complaint, with the field it is about (below `under`)."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    path = [str(p) for p in first["loc"]]
+    above = [under] if under else []
+    if first["type"] == "extra_forbidden":
+        return RequestError("no such field", param=".".join(above + path), line=line)
+    path = above + path[:1] + [p for p in path[1:] if not _UNION_MEMBER.fullmatch(p)]
+    if first["type"] == "json_invalid":
+        return RequestError(f"not valid JSON: {message.removeprefix('Invalid JSON: ')}", line=line)
+    if not message[1:2].isupper():  # "URL scheme …" stays
+        message = message[:1].lower() + message[1:]
+    return RequestError(message, param=".".join(path) or None, line=line)

@@ -1,0 +1,242 @@
+"""Requests in OpenAI's shapes: the bodies of three endpoints, and a line of a batch file around one of them.
+
+Parameters that change what is generated go to the engine or are refused; those that only concern OpenAI's own
+service (`store`, `user`, `service_tier`, …) are taken and have no effect. docs/reference/openai.md lists them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tieryard.requests.fields import INT64, JsonObject, Metadata, NotBlank
+from tieryard.requests.request import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    Endpoint,
+    Request,
+    needs_of,
+)
+
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Stop = str | Annotated[list[str], Field(max_length=16)]
+
+
+class _Open(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextPart(_Open):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(_Open):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ChatMessage(_Open):
+    """One turn of a conversation, of text."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart | RefusalPart] | None = None
+    name: str | None = Field(default=None, max_length=64)
+    tool_calls: list[JsonObject] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
+            raise ValueError("`content` is missing")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates take it: text parts joined by line breaks, absent members left out."""
+        content = self.content
+        if isinstance(content, list):
+            content = "\n".join(p.text if isinstance(p, TextPart) else p.refusal for p in content)
+        said: dict[str, Any] = {"role": self.role, "content": content or ""}
+        for name in ("name", "tool_calls", "tool_call_id"):
+            if (value := getattr(self, name)) is not None:
+                said[name] = value
+        return said
+
+
+class StreamOptions(_Open):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class _Body(_Open):
+    """What the bodies share: the model, and Tieryard's own fields (in the OpenAI client: `extra_body`)."""
+
+    _to_engine: ClassVar[tuple[str, ...]] = ()
+
+    model: str = Field(
+        description="`auto` routes; `class:small|medium|large` restricts to a size class; a deployment's name pins."
+    )
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: Metadata | None = None
+
+    tier: str | None = Field(default=None, description="Service class: a tier of the catalog.")
+    category: str | None = Field(
+        default=None, description="What is asked for, when you know better than the classifier."
+    )
+
+    def _passed(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self._to_engine}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _request(self, endpoint: Endpoint, body: dict[str, Any], input_field: str, custom_id: str | None) -> Request:
+        return Request(
+            endpoint=endpoint,
+            body=body,
+            model=self.model,
+            needs=needs_of(body),
+            input_field=input_field,
+            tier=self.tier,
+            category=self.category,
+            custom_id=custom_id,
+            metadata=self.metadata,
+        )
+
+
+class _Generated(_Body):
+    """What chat and plain completions share."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    stop: _Stop | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    n: Literal[1] | None = Field(default=None, description="One answer a request.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # Of vLLM and llama.cpp, for `extra_body`.
+    top_k: int | None = Field(default=None, ge=-1, lt=INT64)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=10)
+    ignore_eos: bool | None = None
+    min_tokens: int | None = Field(default=None, ge=0, le=1_000_000)
+
+    _sampling: ClassVar[tuple[str, ...]] = (
+        "temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty", "logit_bias",
+        "top_k", "min_p", "repetition_penalty", "ignore_eos", "min_tokens", "response_format",
+    )  # fmt: skip
+
+
+class ChatCreate(_Generated):
+    """`POST /v1/chat/completions`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "auto",
+                    "messages": [{"role": "user", "content": "What is the capital of Peru?"}],
+                    "max_tokens": 16,
+                }
+            ]
+        }
+    )
+    _to_engine: ClassVar[tuple[str, ...]] = (
+        *_Generated._sampling, "logprobs", "top_logprobs", "tools", "tool_choice", "parallel_tool_calls",
+        "reasoning_effort", "chat_template_kwargs",
+    )  # fmt: skip
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    response_format: JsonObject | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[JsonObject] | None = Field(default=None, min_length=1, max_length=128)
+    tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = Field(default=None, max_length=16)
+    chat_template_kwargs: JsonObject | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    verbosity: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not any(message.plain()["content"].strip() or message.tool_calls for message in self.messages):
+            raise ValueError("`messages` must not all be empty")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("give one of `max_tokens` and `max_completion_tokens`")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` needs `logprobs: true`")
+        return self
+
+    def request(self, custom_id: str | None = None) -> Request:
+        body = {"messages": [m.plain() for m in self.messages], **self._passed()}
+        if (most := self.max_completion_tokens or self.max_tokens) is not None:
+            body["max_tokens"] = most
+        return self._request(CHAT, body, "messages", custom_id)
+
+
+class CompletionCreate(_Generated):
+    """`POST /v1/completions`: a raw prompt, without a chat template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "auto", "prompt": "The capital of Peru is", "max_tokens": 8}]}
+    )
+    _to_engine: ClassVar[tuple[str, ...]] = (*_Generated._sampling, "logprobs")
+
+    prompt: NotBlank | Annotated[list[NotBlank], Field(min_length=1, max_length=1)] = Field(
+        description="One text. Lists of prompts, and of tokens, are for a batch's lines."
+    )
+    max_tokens: int = Field(default=16, ge=1, le=1_000_000, description="Most tokens to generate. OpenAI's default.")
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+    response_format: JsonObject | None = None
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+    def request(self, custom_id: str | None = None) -> Request:
+        prompt = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        body = {"prompt": prompt, "max_tokens": self.max_tokens, **self._passed()}
+        return self._request(COMPLETIONS, body, "prompt", custom_id)
+
+
+class EmbeddingCreate(_Body):
+    """`POST /v1/embeddings`."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "auto", "input": "Oslo"}]})
+
+    input: NotBlank | Annotated[list[NotBlank], Field(min_length=1, max_length=2048)]
+    dimensions: int | None = Field(default=None, ge=1, le=65_536)
+    encoding_format: Literal["float", "base64"] | None = None
+
+    _to_engine: ClassVar[tuple[str, ...]] = ("dimensions",)
+
+    def request(self, custom_id: str | None = None) -> Request:
+        return self._request(EMBEDDINGS, {"input": self.input, **self._passed()}, "input", custom_id)
+
+
+BODIES: dict[Endpoint, type[ChatCreate | CompletionCreate | EmbeddingCreate]] = {
+    CHAT: ChatCreate,
+    COMPLETIONS: CompletionCreate,
+    EMBEDDINGS: EmbeddingCreate,
+}
+
+
+class BatchLine(BaseModel):
+    """A line of a batch file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    custom_id: str = Field(min_length=1, max_length=512, description="Your own name for it, unique in the file.")
+    method: Literal["POST"]
+    url: Endpoint
+    body: dict[str, Any]
