@@ -23,10 +23,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of content. `usage` is the server's running count, where it gives one."""
+    """A piece of an answer. `usage` is the server's running count, where it gives one. `extra` is what the piece
+    holds beside text, in OpenAI's words: parts of `tool_calls`, `logprobs`, `reasoning_content`, `embeddings`."""
 
     text: str
     usage: Usage | None = None
+    extra: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
