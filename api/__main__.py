@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Annotated
 
@@ -27,8 +28,18 @@ def serve(
             keys.add_key(store, settings.api_key.get_secret_value(), tenant="default", name="first")
             store.close()
         # Its traceback would quote drivers and parsers, and they quote callers; `request.failed` has the place.
-        logging.getLogger("uvicorn.error").addFilter(lambda record: "Exception in ASGI" not in record.getMessage())
-        uvicorn.run(create_app(settings), host=host, port=port, log_level="warning", access_log=False)
+        # And a caller that reads nothing has its answer broken off on purpose.
+        logging.getLogger("uvicorn.error").addFilter(
+            lambda record: not record.getMessage().startswith(("Exception in ASGI", "ASGI callable returned without"))
+        )
+        uvicorn.run(
+            create_app(settings),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=math.ceil(settings.drain_s),  # else it waits for running calls without end
+        )
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)

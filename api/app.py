@@ -9,24 +9,19 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from api import health, jobs
+from api import batches, calls, files, health, jobs, models
 from api.body_limit import BodyLimit
-from api.shapes import ErrorBody, ErrorPublic
+from api.files import MULTIPART_BYTES
+from api.rate_headers import RateHeaders, note_headers, noted_headers
+from api.refusals import Refusal, internal_error, refuse
 from api.state import State
 from tieryard import __version__, telemetry
-from tieryard.errors import AuthError, NotFoundError, StoreError, UserError
-from tieryard.requests import JobCreate
+from tieryard.errors import LimitError, StoreError, TieryardError, UnavailableError, UserError
+from tieryard.requests import BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, JobCreate
 from tieryard.settings import Settings
-
-_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    500: "server_error",
-    503: "unavailable_error",
-}
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -36,10 +31,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         telemetry.configure(json=settings.log_json, level=settings.log_level)
         app.state.tieryard = State(settings)
+        await app.state.tieryard.open()
         try:
             yield
         finally:
-            app.state.tieryard.close()
+            await app.state.tieryard.close()
 
     app = FastAPI(
         title="Tieryard",
@@ -48,11 +44,17 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    uploads = {"/v1/files": settings.max_file_bytes + MULTIPART_BYTES}
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes, at=uploads)
+    app.add_middleware(RateHeaders)
+    app.include_router(calls.router)
     app.include_router(jobs.router)
+    app.include_router(files.router)
+    app.include_router(batches.router)
+    app.include_router(models.router)
     app.include_router(health.router)
-    app.add_exception_handler(UserError, _on_user_error)
-    app.add_exception_handler(StoreError, _on_store_error)
+    for refused in (UserError, UnavailableError, StoreError):
+        app.add_exception_handler(refused, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_unexpected)
@@ -60,55 +62,60 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _answer(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(ErrorPublic(error=body).model_dump(exclude_none=True), status_code=status, headers=headers)
+def _answer(refusal: Refusal) -> JSONResponse:
+    return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
 
 
-async def _on_user_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    assert isinstance(error, UserError)
-    status = 401 if isinstance(error, AuthError) else 404 if isinstance(error, NotFoundError) else 400
-    headers = {"www-authenticate": "Bearer"} if status == 401 else None
-    message = error.message if status == 404 else str(error)  # "no job 'job_7'" names its kind already
-    body = ErrorBody(message=message, type=_TYPES[status], code=error.code, param=error.param, line=error.line)
-    return _answer(status, body, headers)
-
-
-async def _on_store_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    telemetry.logger().error(telemetry.Event.STORE_AWAY, error=str(error)[:200])
-    body = ErrorBody(message="the store is away; try again", type=_TYPES[503], code="store_away")
-    return _answer(503, body, {"retry-after": "5"})
+async def _on_refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, TieryardError)
+    if isinstance(error, LimitError):
+        note_headers(request, error.headers)
+    if isinstance(error, StoreError):
+        telemetry.logger().error(telemetry.Event.STORE_AWAY, error=str(error)[:200])
+    return _answer(Refusal.of(error))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(p) for p in first["loc"][1:])
-    body = ErrorBody(message=f"{param}: {first['msg']}", type=_TYPES[400], code="invalid_request", param=param)
-    return _answer(422, body)
+    return _answer(refuse(400, f"{param}: {first['msg']}", code="invalid_request", param=param))
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
-    body = ErrorBody(message=message, type=_TYPES.get(error.status_code, _TYPES[400]), code="http_error")
-    return _answer(error.status_code, body, dict(error.headers or {}))
+    return _answer(refuse(error.status_code, message, code="http_error", headers=dict(error.headers or {})))
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
     """A fault of ours: logged by its place. The caller learns that it was one, and nothing of the inside."""
     path = request.scope["route"].path if "route" in request.scope else "?"
     telemetry.logger().error(telemetry.Event.REQUEST_FAILED, path=path, **telemetry.fault(error))
-    body = ErrorBody(message="this is a fault of the fleet; its log has more", type=_TYPES[500], code="internal_error")
-    return _answer(500, body)
+    answer = _answer(internal_error())
+    answer.headers.update(noted_headers(request))  # Starlette answers here from outside all middleware
+    return answer
+
+
+BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
+    JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate,
+)  # fmt: skip
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:
-    """FastAPI's document, with the schema of a body that its route reads by itself."""
+    """FastAPI's document, with the schemas of the bodies that routes read by themselves, and with our answer to a
+    parameter of the wrong shape: 400."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-        schema = JobCreate.model_json_schema(ref_template="#/components/schemas/{model}")
         components = document["components"]["schemas"]
-        components |= schema.pop("$defs", {})
-        components["JobCreate"] = schema
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            components.pop(unused, None)
+        for body in BODIES_READ_BY_ROUTES:
+            schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            components |= schema.pop("$defs", {})
+            components[body.__name__] = schema
         app.openapi_schema = document
     return app.openapi_schema

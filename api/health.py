@@ -43,7 +43,7 @@ def readyz(state: StateDep, response: Response) -> Readiness:
     except StoreError:
         checks["postgres"] = "does not answer"  # no more: this route needs no key
     try:
-        gauges, _ = state.metrics.read(state.catalog)
+        gauges = state.metrics.read(state.catalog).gauges
         checks["redis"] = "ok"
         for name in state.catalog.deployments:
             serving = gauges.get(name, {}).get("capacity", 0) > 0

@@ -15,18 +15,22 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import AnyHttpUrl, TypeAdapter, ValidationError
 
-from api.shapes import BatchPublic, ErrorPublic, JobPage, JobPublic, StoryPublic
-from api.state import State, StateDep, TenantDep
+from api.idempotency import mark_of
+from api.shapes import ERRORS, BatchPublic, JobPage, JobPublic, StoryPublic
+from api.state import InferDep, ReadDep, State, StateDep
 from tieryard.errors import NotFoundError, RequestError
 from tieryard.ids import internal, public
 from tieryard.job import State as JobState
 from tieryard.queues import EXPAND, BrokerError, parcels_to_classify
 from tieryard.requests import Duration, parse_job, refusal
+from tieryard.requests import Request as JobRequest
 from tieryard.store import batches, jobs, reads
 from tieryard.store.batches import NewBatch
+from tieryard.store.idempotency import AlreadyMadeError, Mark
 from tieryard.store.jobs import NewJob
+from tieryard.store.keys import Holder
 
-router = APIRouter(prefix="/v1", responses={c: {"model": ErrorPublic} for c in (400, 401, 404, 413, 422, 503)})
+router = APIRouter(prefix="/v1", tags=["jobs"], responses=ERRORS)
 
 _STARTS_LIST = re.compile(rb"\s*\[")
 _NDJSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
@@ -66,7 +70,7 @@ _BODY = {
 async def create_jobs(
     request: Request,
     state: StateDep,
-    tenant_id: TenantDep,
+    holder: InferDep,
     tier: Annotated[str | None, Query(description="Tier of every job that names none.")] = None,
     completion_window: Annotated[str | None, Query(description="Window of a list, such as `24h`.")] = None,
     callback_url: Annotated[str | None, Query(description="Told when a list is finished.")] = None,
@@ -74,20 +78,21 @@ async def create_jobs(
     """Accepts one job, or a list that becomes a batch. Nothing is saved unless all of it is valid."""
     body = (await request.body()).removeprefix(codecs.BOM_UTF8)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    mark = mark_of(request, holder.tenant_id, body)
     options = _list_options(completion_window, callback_url)
     if kind in _NDJSON or _STARTS_LIST.match(body):
         # A long list takes seconds to read and check: never on the event loop.
-        return await run_in_threadpool(_create_list, state, tenant_id, body, kind in _NDJSON, tier, options)
+        return await run_in_threadpool(_create_list, state, holder, body, kind in _NDJSON, tier, options, mark)
     for name, value in options.items():
         if value is not None:
             raise RequestError("is for lists; a single job says it in its body", param=name)
-    return await run_in_threadpool(_create_one, state, tenant_id, body, tier)
+    return await run_in_threadpool(_create_one, state, holder, body, tier, mark)
 
 
 @router.get("/jobs")
 def list_jobs(
     state: StateDep,
-    tenant_id: TenantDep,
+    holder: ReadDep,
     job_state: Annotated[JobState | None, Query(alias="state")] = None,
     tier: str | None = None,
     deployment: str | None = None,
@@ -100,45 +105,44 @@ def list_jobs(
         state=job_state, tier=tier, deployment=deployment, batch_id=internal("batch", batch) if batch else None
     )
     after_id = _cursor(after)
-    rows = reads.list_jobs(state.store, tenant_id=tenant_id, wanted=wanted, after=after_id, limit=limit + 1)
+    rows = reads.list_jobs(state.store, tenant_id=holder.tenant_id, wanted=wanted, after=after_id, limit=limit + 1)
     page = rows[:limit]
     more = len(rows) > limit
     return JobPage(data=[JobPublic.of(r) for r in page], next=public("job", page[-1].job.id) if more else None)
 
 
 @router.get("/jobs/{job_id}")
-def get_job(state: StateDep, tenant_id: TenantDep, job_id: str) -> JobPublic:
+def get_job(state: StateDep, holder: ReadDep, job_id: str) -> JobPublic:
     """One job, with its result when it is final."""
-    return JobPublic.of(reads.get_job(state.store, internal("job", job_id), tenant_id=tenant_id))
+    return JobPublic.of(reads.get_job(state.store, internal("job", job_id), tenant_id=holder.tenant_id))
 
 
 @router.get("/jobs/{job_id}/story")
-def get_story(state: StateDep, tenant_id: TenantDep, job_id: str) -> StoryPublic:
+def get_story(state: StateDep, holder: ReadDep, job_id: str) -> StoryPublic:
     """Everything that is kept of a job: each decision with every candidate, each start, all money."""
-    return StoryPublic.of(reads.get_story(state.store, internal("job", job_id), tenant_id=tenant_id))
+    return StoryPublic.of(reads.get_story(state.store, internal("job", job_id), tenant_id=holder.tenant_id))
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(state: StateDep, tenant_id: TenantDep, job_id: str) -> JobPublic:
+def cancel_job(state: StateDep, holder: InferDep, job_id: str) -> JobPublic:
     """Cancels a job: at once while it waits; a running one stops within a second and bills what it used."""
     number = internal("job", job_id)
-    jobs.cancel(state.store, [number], tenant_id=tenant_id)
-    return JobPublic.of(reads.get_job(state.store, number, tenant_id=tenant_id))
+    jobs.cancel(state.store, [number], tenant_id=holder.tenant_id)
+    return JobPublic.of(reads.get_job(state.store, number, tenant_id=holder.tenant_id))
 
 
-@router.get("/batches/{batch_id}")
-def get_batch(state: StateDep, tenant_id: TenantDep, batch_id: str) -> BatchPublic:
-    """A batch: how far it is, and what it has cost."""
-    return BatchPublic.of(reads.get_batch(state.store, internal("batch", batch_id), tenant_id=tenant_id))
-
-
-def _create_one(state: State, tenant_id: int, body: bytes, tier: str | None) -> JobPublic:
+def _create_one(state: State, holder: Holder, body: bytes, tier: str | None, mark: Mark | None) -> JobPublic:
     wanted = parse_job(body)
     state.admission.check(wanted, callbacks=state.signs_callbacks)
     chosen = state.admission.tier_of(wanted, tier)
     deadline = datetime.now(tz=UTC) + state.catalog.due_in(chosen, wanted.completion_window)
-    new = NewJob(tenant_id, chosen, _text(body), deadline, wants_callback=wanted.callback_url is not None)
-    job_id, created_at = jobs.save_job(state.store, new, patience_s=2 * state.settings.window_s)
+    tokens = sum(state.admission.prompt_tokens([wanted])) if holder.max_enqueued_tokens is not None else None
+    calls_back = wanted.callback_url is not None
+    new = NewJob(holder.tenant_id, chosen, _text(body), deadline, wants_callback=calls_back, tokens=tokens)
+    try:
+        job_id, created_at = jobs.save_job(state.store, new, patience_s=2 * state.settings.window_s, mark=mark)
+    except AlreadyMadeError as made:
+        return JobPublic.of(reads.get_job(state.store, made.subject_id, tenant_id=holder.tenant_id))
     # The job is committed. If this nudge is lost, rescue sends another.
     with contextlib.suppress(BrokerError):
         state.publisher.publish(parcels_to_classify(chosen, deadline.timestamp(), [job_id]))
@@ -154,7 +158,13 @@ def _create_one(state: State, tenant_id: int, body: bytes, tier: str | None) -> 
 
 
 def _create_list(
-    state: State, tenant_id: int, body: bytes, is_lines: bool, tier: str | None, options: dict[str, Any]
+    state: State,
+    holder: Holder,
+    body: bytes,
+    is_lines: bool,
+    tier: str | None,
+    options: dict[str, Any],
+    mark: Mark | None,
 ) -> BatchPublic:
     """All or nothing: the first bad line refuses the list, by its number (in the file, or in the list)."""
     lines = _split_lines(body) if is_lines else _split_list(body)
@@ -164,6 +174,7 @@ def _create_list(
         raise RequestError(f"{len(lines)} jobs; a list may have {state.settings.max_list_jobs}")
     shared: str | None = None
     first = lines[0][0]
+    requests: list[JobRequest] = []
     for number, line in lines:
         wanted = parse_job(line, line=number)
         state.admission.check(wanted, callbacks=state.signs_callbacks, line=number)
@@ -174,16 +185,21 @@ def _create_list(
             raise RequestError(message, param="tier", line=number)
         if wanted.completion_window is not None:
             raise RequestError("give a list's window in the query", param="completion_window", line=number)
+        if holder.max_enqueued_tokens is not None:
+            requests.append(wanted)
     assert shared is not None
     deadline = datetime.now(tz=UTC) + state.catalog.due_in(shared, options["completion_window"])
     if options["callback_url"] is not None and not state.signs_callbacks:
         raise RequestError("callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET", param="callback_url")
-    texts = [_text(line) for _, line in lines]
-    new = NewBatch(tenant_id, shared, texts, deadline, callback_url=options["callback_url"])
-    batch_id = batches.save_batch(state.store, new)
+    tokens = sum(state.admission.prompt_tokens(requests)) if holder.max_enqueued_tokens is not None else None
+    new = NewBatch(holder.tenant_id, shared, deadline, callback_url=options["callback_url"], tokens=tokens)
+    try:
+        batch_id = batches.save_batch(state.store, new, [_text(line) for _, line in lines], mark=mark)
+    except AlreadyMadeError as made:
+        batch_id = made.subject_id
     with contextlib.suppress(BrokerError):
         state.publisher.nudge(EXPAND)
-    return BatchPublic.of(reads.get_batch(state.store, batch_id, tenant_id=tenant_id))
+    return BatchPublic.of(reads.get_batch(state.store, batch_id, tenant_id=holder.tenant_id))
 
 
 def _split_lines(body: bytes) -> list[tuple[int, bytes]]:

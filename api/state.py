@@ -1,21 +1,26 @@
-"""What the API's routes stand on, made once at start, and how a request finds its tenant."""
+"""What the API's routes stand on, made once at start, and how a request finds who calls and what the key may do."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import redis
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.rate_headers import note_headers
+from api.switchboard import Switchboard
 from tieryard.admission import Admission
 from tieryard.catalog import load_catalog
-from tieryard.errors import AuthError
+from tieryard.errors import AuthError, ScopeError
 from tieryard.metrics import Metrics
 from tieryard.queues import Publisher, make_celery
+from tieryard.rates import Rates
 from tieryard.settings import Settings
 from tieryard.store import Store, keys
+from tieryard.store.keys import Holder, Scope
 
 _KEY_CACHE_S = 5.0  # so long may a revoked key still work
 _KEY_CACHE_SIZE = 10_000
@@ -27,32 +32,48 @@ class State:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.catalog = load_catalog(settings.catalog)
+        self.catalog_at = int(settings.catalog.stat().st_mtime)
         self.admission = Admission(self.catalog, cache_dir=settings.cache_dir)
         self.store = Store(settings.database_url.get_secret_value())
         self.redis = redis.Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=2)
         self.metrics = Metrics(self.redis)
         self.publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))
-        self._tenants: dict[bytes, tuple[float, int]] = {}
+        self.rates = Rates(settings.redis_url.get_secret_value())
+        self.calls = Switchboard(
+            settings,
+            self.catalog,
+            self.store,
+            metrics=self.metrics,
+            admission=self.admission,
+            publisher=self.publisher,
+        )
+        self._holders: dict[bytes, tuple[float, Holder]] = {}
 
     @property
     def signs_callbacks(self) -> bool:
         return self.settings.webhook_secret is not None
 
-    def tenant_of(self, key: str) -> int:
-        """The tenant of a key, remembered for a few seconds. Raises AuthError."""
+    def holder_of(self, key: str) -> Holder:
+        """Whose key it is, remembered for a few seconds. Raises AuthError."""
         digest = keys.digest(key)
-        found = self._tenants.get(digest)
+        found = self._holders.get(digest)
         if found is not None and time.monotonic() - found[0] < _KEY_CACHE_S:
             return found[1]
-        tenant_id = keys.tenant_of(self.store, key)
-        if len(self._tenants) >= _KEY_CACHE_SIZE:
-            self._tenants.clear()
-        self._tenants[digest] = (time.monotonic(), tenant_id)
-        return tenant_id
+        holder = keys.holder_of(self.store, key)
+        if len(self._holders) >= _KEY_CACHE_SIZE:
+            self._holders.clear()
+        self._holders[digest] = (time.monotonic(), holder)
+        return holder
 
-    def close(self) -> None:
+    async def open(self) -> None:
+        await self.calls.open()
+
+    async def close(self) -> None:
+        """Returns when calls have ended, and their endings are written."""
+        await self.calls.close()
         self.store.close()
         self.redis.close()
+        self.rates.close()
 
 
 def state(request: Request) -> State:
@@ -63,12 +84,31 @@ def state(request: Request) -> State:
 _bearer = HTTPBearer(auto_error=False, description="`Authorization: Bearer ty_…`")
 
 
-def tenant(request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> int:
-    """The caller's tenant id. A sync dependency: it runs in the thread pool, where the store may block."""
-    if credentials is None:
-        raise AuthError("no API key; send it as 'Authorization: Bearer ty_…'")
-    return state(request).tenant_of(credentials.credentials)
+def _caller(scope: Scope | None, *, counted: bool) -> Callable[..., Holder]:
+    """A dependency: who calls, with a key that has this scope, if one is needed; `counted`, against its requests a
+    minute."""
+
+    # Sync, so that it runs in the thread pool, where store and limits may block.
+    def caller(
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    ) -> Holder:
+        if credentials is None:
+            raise AuthError("no API key; send it as 'Authorization: Bearer ty_…'")
+        parts = state(request)
+        holder = parts.holder_of(credentials.credentials)
+        if scope is not None and scope not in holder.scopes:
+            has = ", ".join(sorted(holder.scopes)) or "none"
+            raise ScopeError(f"this needs a key with the scope '{scope}'; this key's scopes: {has}")
+        if counted:
+            note_headers(request, parts.rates.admit(holder, requests=1, tokens=0))
+        return holder
+
+    return caller
 
 
 StateDep = Annotated[State, Depends(state)]
-TenantDep = Annotated[int, Depends(tenant)]
+AnyDep = Annotated[Holder, Depends(_caller(None, counted=False))]
+# Reads are not counted: whoever waits for a job polls.
+ReadDep = Annotated[Holder, Depends(_caller(Scope.READ, counted=False))]
+BatchDep = Annotated[Holder, Depends(_caller(Scope.BATCH, counted=True))]
+InferDep = Annotated[Holder, Depends(_caller(Scope.INFER, counted=True))]

@@ -115,7 +115,7 @@ def settings(database_url: str, redis_url: str, catalog_path: Path, cache_dir: P
 def tenant(store: Store) -> int:
     """A tenant's id. Its key is `ty_test`."""
     keys.add_key(store, "ty_test", tenant="tests", name="test")
-    return keys.tenant_of(store, "ty_test")
+    return keys.holder_of(store, "ty_test").tenant_id
 
 
 def eventually(condition: Callable[[], object], *, within_s: float = 20.0, what: str = "the condition") -> None:

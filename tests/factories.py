@@ -15,8 +15,9 @@ import psycopg
 from tieryard.catalog import SizeClass
 from tieryard.job import State
 from tieryard.routing import Candidate, JobFeatures, Snapshot, TextFeatures
-from tieryard.store import Store, batches, jobs, workers
-from tieryard.store.batches import NewBatch, OpenBatch, Verdict
+from tieryard.store import Store, batches, expansion, jobs, workers
+from tieryard.store.batches import NewBatch, OpenBatch
+from tieryard.store.expansion import Verdict
 from tieryard.store.finish import Ending, HandBack
 from tieryard.store.jobs import Claimed, NewJob, Routed
 
@@ -64,20 +65,26 @@ def save_jobs(store: Store, tenant: int, n: int = 1, *, text: str | None = None,
 
 
 def save_batch(store: Store, tenant: int, n: int = 3, *, window_s: float = 3600, **fields: Any) -> int:
-    plain = {"tier": "bulk", "lines": [body(f"line {i}") for i in range(n)], "deadline": soon(window_s)}
-    return batches.save_batch(store, NewBatch(tenant, **{**plain, **fields}))
+    lines = fields.pop("lines", None) or [body(f"line {i}") for i in range(n)]
+    return batches.save_batch(store, NewBatch(tenant, **{"tier": "bulk", "deadline": soon(window_s), **fields}), lines)
 
 
 def expand(store: Store, *, refuse: str = "", wants_callback: bool = False) -> list[int]:
     """Expands all that waits, refusing lines that contain `refuse`: lines a chunk."""
 
-    def judge(line: str) -> Verdict:
+    def judge(line: str, *_: object) -> Verdict:
         return Verdict(error="refused") if refuse and refuse in line else Verdict(wants_callback=wants_callback)
 
     done = []
-    while (chunk := batches.expand_chunk(store, judge)) is not None:
+    while (chunk := expansion.expand_chunk(store, judge)) is not None:
         done.append(chunk[1])
     return done
+
+
+def past_window(store: Store, batch_id: int) -> None:
+    """Its window ends now, after it was expanded."""
+    store.fetch("UPDATE job SET deadline = now() WHERE batch_id = %(id)s RETURNING id", {"id": batch_id})
+    store.fetch("UPDATE batch SET deadline = now() WHERE id = %(id)s RETURNING id", {"id": batch_id})
 
 
 def release(store: Store, batch_id: int, to: int) -> None:

@@ -5,11 +5,13 @@ The same checks run where a caller waits for the answer (the API) and where line
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from tieryard.catalog import Catalog
 from tieryard.errors import ModelNotFoundError, RequestError
-from tieryard.requests import Request
+from tieryard.requests import Request, parse_batch_line
 from tieryard.routing import JobFeatures, Snapshot, decide, text_features
 from tieryard.tokens import TokenCounter, load_counter
 
@@ -36,7 +38,10 @@ class Admission:
 
     def tier_of(self, request: Request, default: str | None = None) -> str:
         """The request's tier, else the list's, else `batch`. Raises RequestError."""
-        tier = request.tier or default or DEFAULT_TIER
+        return self.check_tier(request.tier or default or DEFAULT_TIER)
+
+    def check_tier(self, tier: str) -> str:
+        """The same tier, when the catalog has it. Raises RequestError."""
         if tier not in self.catalog.tiers:
             raise RequestError(f"'{tier}' is not a tier; expected one of {_names(self.catalog.tiers)}", param="tier")
         return tier
@@ -63,6 +68,18 @@ class Admission:
         """Prompt tokens of each, by the tokenizer that makes the most of it: what limits count."""
         counts = [_count(counter, requests) for counter in self.counters.values()]
         return [max(column) for column in zip(*counts, strict=True)]
+
+    def file_tokens(self, lines: Iterable[list[str]], endpoint: str) -> int:
+        """Prompt tokens of a batch file, given in parts. Lines that are no requests have none."""
+        total = 0
+        for part in lines:
+            requests: list[Request] = []
+            for line in part:
+                with contextlib.suppress(RequestError):
+                    requests.append(parse_batch_line(line, endpoint=endpoint))
+            with contextlib.suppress(RequestError):  # a chat template refuses one: it will fail alone
+                total += sum(self.prompt_tokens(requests))
+        return total
 
     def _check_names(self, request: Request, *, callbacks: bool) -> None:
         if request.tier is not None:

@@ -85,7 +85,7 @@ class Chunks:
         return self._chunk(model, {"delta": delta, "logprobs": logprobs})
 
     def last(self, model: str, finish_reason: str) -> dict[str, Any]:
-        end = {"delta": {}} if self.endpoint == CHAT else {"text": ""}
+        end: dict[str, Any] = {"delta": {}} if self.endpoint == CHAT else {"text": ""}
         return self._chunk(model, {**end, "logprobs": None}, finish_reason)
 
     def usage(self, model: str, usage: Usage) -> dict[str, Any]:

@@ -112,6 +112,11 @@ class Deployment(_Strict):
     quality: float = Field(default=0.5, ge=0, le=1, description="Prior, until it is measured.")
 
     @property
+    def pinned(self) -> str:
+        """Just what answers: the model at its revision."""
+        return f"{self.model}@{self.revision}"
+
+    @property
     def endpoints(self) -> frozenset[str]:
         """The routes whose requests it takes."""
         return frozenset({EMBEDDINGS} if self.serves == "embeddings" else {CHAT, COMPLETIONS})

@@ -11,6 +11,7 @@ TieryardError
 │   ├── ConflictError         it contradicts what is there: an idempotency key used for something else
 │   └── LimitError            too much for this key or tenant now; carries `retry_after_s`
 ├── UnavailableError          nothing that could serve it is up, or it is full; carries `retry_after_s`
+├── JobFailedError            a call's job has ended without an answer; `kind` is the word that its result has
 ├── EngineError               what an engine did to one request
 │   ├── RetryableError        the job is fine, try again later
 │   │   ├── EngineBusyError   429, or a full queue; carries `retry_after_s`
@@ -94,6 +95,16 @@ class UnavailableError(TieryardError):
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class JobFailedError(TieryardError):
+    """`retry_after_s` is infinite where trying again would only repeat this."""
+
+    def __init__(self, kind: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
         self.message = message
         self.retry_after_s = retry_after_s
 

@@ -2,6 +2,9 @@
 
     queued ──▶ routed ──▶ running ──▶ succeeded | failed | cancelled | expired
 
+A call whose caller waits is born `running`, under the API process that answers it; that process ends it as `infer`
+does, and never puts it back to `queued`.
+
 Every statement in `tieryard/store` that changes a state asks `sources(target, by)` for the states it may
 start from, so a move that is not in TRANSITIONS cannot happen. docs/journey.md draws this table.
 """
@@ -13,12 +16,13 @@ from enum import StrEnum
 
 class State(StrEnum):
     QUEUED = "queued"
-    """Saved. `classify` routes it; `rescue` expires it; a caller cancels it."""
+    """Saved. `classify` routes it; `rescue` expires it, or cancels it with its batch; a caller cancels it."""
     ROUTED = "routed"
-    """Given a deployment. `infer` claims it; `rescue` expires it, or takes it back when the catalog has lost the
-    deployment; a caller cancels it."""
+    """Given a deployment. `infer` claims it; `rescue` expires or cancels it, or takes it back when the catalog has
+    lost the deployment; a caller cancels it."""
     RUNNING = "running"
-    """Claimed under a fence. The claiming `infer` ends it or hands it back; `rescue` when that worker died."""
+    """Claimed under a fence, or born so. The claiming `infer` ends it or hands it back; `rescue` when that worker
+    died."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -44,11 +48,11 @@ class Mover(StrEnum):
 TRANSITIONS: dict[tuple[State, State], frozenset[Mover]] = {
     (State.QUEUED, State.ROUTED): frozenset({Mover.CLASSIFY}),
     (State.QUEUED, State.FAILED): frozenset({Mover.CLASSIFY}),
-    (State.QUEUED, State.CANCELLED): frozenset({Mover.CALLER}),
+    (State.QUEUED, State.CANCELLED): frozenset({Mover.CALLER, Mover.RESCUE}),
     (State.QUEUED, State.EXPIRED): frozenset({Mover.RESCUE}),
     (State.ROUTED, State.QUEUED): frozenset({Mover.RESCUE}),
     (State.ROUTED, State.RUNNING): frozenset({Mover.INFER}),
-    (State.ROUTED, State.CANCELLED): frozenset({Mover.CALLER}),
+    (State.ROUTED, State.CANCELLED): frozenset({Mover.CALLER, Mover.RESCUE}),
     (State.ROUTED, State.EXPIRED): frozenset({Mover.RESCUE}),
     (State.RUNNING, State.SUCCEEDED): frozenset({Mover.INFER}),
     (State.RUNNING, State.FAILED): frozenset({Mover.INFER, Mover.RESCUE}),

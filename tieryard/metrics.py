@@ -1,13 +1,16 @@
 """What is measured live, in Redis: gauges that processes publish whole, and profiles that decay.
 
 Gauges (`gauges:{deployment}`, a hash by worker id) are complete values with their time, never increments, so
-nothing drifts after a crash or a flush. Profiles (`metrics:{deployment}:{category}`) are exponential averages.
+nothing drifts after a crash or a flush. An API process has one for each replica that it uses, in the field
+`api:{its worker id}:{the replica's}`: no capacity, and the calls it has in flight there. Profiles
+(`metrics:{deployment}:{category}`) are exponential averages.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +40,33 @@ redis.call('HSET', key, 'timestamp', ARGV[3])
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One replica's load. `backlog` counts jobs in its inbox or claimed and not started."""
+    """One replica's load. `backlog` counts jobs in its inbox or claimed and not started. `url` is where its engine
+    answers; an engine inside the worker has none."""
 
     capacity: int
     in_flight: int
     backlog: int
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One that serves now. `in_flight` is of all processes; `calls` is the part of API processes, by worker id."""
+
+    worker_id: int
+    url: str
+    capacity: int
+    in_flight: int
+    calls: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """All that was measured: gauges summed by deployment, profiles by deployment and category, replicas."""
+
+    gauges: dict[str, dict[str, int]]
+    profiles: dict[str, dict[str, Profile]]
+    replicas: dict[str, list[Replica]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +88,31 @@ class Metrics:
         self._observe = client.register_script(_OBSERVE)
 
     def publish_gauge(self, deployment: str, worker_id: int, gauge: Gauge) -> None:
-        body = {"capacity": gauge.capacity, "in_flight": gauge.in_flight, "backlog": gauge.backlog, "at": time.time()}
-        self._redis.hset(f"gauges:{deployment}", str(worker_id), orjson.dumps(body))
+        self._put(deployment, str(worker_id), gauge)
 
     def withdraw_gauge(self, deployment: str, worker_id: int) -> None:
         self._redis.hdel(f"gauges:{deployment}", str(worker_id))
+
+    def publish_calls(self, deployment: str, replica: int, gauge: Gauge, *, api: int) -> None:
+        """What the API process with worker id `api` has in flight at one replica."""
+        self._put(deployment, _calls_field(api, replica), gauge)
+
+    def withdraw_calls(self, deployment: str, replica: int, *, api: int) -> None:
+        self._redis.hdel(f"gauges:{deployment}", _calls_field(api, replica))
+
+    def calls_at(self, deployment: str, worker_id: int, url: str) -> int:
+        """Calls of API processes in flight at this replica's engine, which it may share with others of its URL."""
+        fresh = _fresh(self._redis.hgetall(f"gauges:{deployment}"))
+        found = ((_callers(name), gauge) for name, gauge in fresh.items())
+        return sum(
+            gauge["in_flight"]
+            for callers, gauge in found
+            if callers and (gauge.get("url") == url if url else callers[1] == worker_id)
+        )
+
+    def _put(self, deployment: str, name: str, gauge: Gauge) -> None:
+        body = {**dataclasses.asdict(gauge), "at": time.time()}
+        self._redis.hset(f"gauges:{deployment}", name, orjson.dumps(body))
 
     def observe(self, deployment: str, category: str, seen: Observed) -> None:
         """Moves a profile's averages; a value that is None leaves its average as it was."""
@@ -80,8 +125,8 @@ class Metrics:
         pairs = [x for name, value in values.items() if value is not None for x in (name, value)]
         self._observe(keys=[f"metrics:{deployment}:{category}"], args=[seen.n, _HALF_LIFE, time.time(), *pairs])
 
-    def read(self, catalog: Catalog) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, Profile]]]:
-        """(gauges summed by deployment, profiles by deployment and category), in one round trip."""
+    def read(self, catalog: Catalog) -> Live:
+        """In one round trip."""
         names = list(catalog.deployments)
         pairs = [(name, category) for name in names for category in catalog.categories]
         with self._redis.pipeline(transaction=False) as pipe:
@@ -90,23 +135,53 @@ class Metrics:
             for name, category in pairs:
                 pipe.hgetall(f"metrics:{name}:{category}")
             answers = pipe.execute()
-        gauges: dict[str, dict[str, int]] = {}
-        for name, raw in zip(names, answers, strict=False):
-            if total := _sum_fresh(raw):
-                gauges[name] = total
+        fresh = {name: found for name, raw in zip(names, answers, strict=False) if (found := _fresh(raw))}
         profiles: dict[str, dict[str, Profile]] = {name: {} for name in names}
         for (name, category), raw in zip(pairs, answers[len(names) :], strict=True):
             if raw:
                 profiles[name][category] = _profile(raw)
-        return gauges, profiles
+        gauges = {name: _sums(found) for name, found in fresh.items()}
+        return Live(gauges, profiles, {name: _replicas(found) for name, found in fresh.items()})
 
 
-def _sum_fresh(raw: dict[bytes, bytes]) -> dict[str, int]:
-    """The sum over replicas heard of in the last seconds; empty when there is none."""
-    fresh = [g for g in map(orjson.loads, raw.values()) if time.time() - g["at"] < _FRESH_S]
-    if not fresh:
-        return {}
-    return {name: sum(g[name] for g in fresh) for name in ("capacity", "in_flight", "backlog")}
+_Gauges = dict[str, dict[str, Any]]
+"""A deployment's gauges by field."""
+
+
+def _fresh(raw: dict[Any, Any]) -> _Gauges:
+    """Those heard of in the last seconds."""
+    found = {name.decode(): orjson.loads(body) for name, body in raw.items()}
+    return {name: gauge for name, gauge in found.items() if time.time() - gauge["at"] < _FRESH_S}
+
+
+def _sums(fresh: _Gauges) -> dict[str, int]:
+    return {name: sum(g[name] for g in fresh.values()) for name in ("capacity", "in_flight", "backlog")}
+
+
+def _replicas(fresh: _Gauges) -> list[Replica]:
+    """Those that serve, by worker id."""
+    calls: dict[int, dict[int, int]] = defaultdict(dict)
+    for name, gauge in fresh.items():
+        if callers := _callers(name):
+            calls[callers[1]][callers[0]] = gauge["in_flight"]
+    workers = {int(name): gauge for name, gauge in fresh.items() if name.isdecimal() and gauge["capacity"] > 0}
+    return [
+        Replica(n, g.get("url", ""), g["capacity"], g["in_flight"] + sum(calls[n].values()), calls[n])
+        for n, g in sorted(workers.items())
+    ]
+
+
+def _calls_field(api: int, replica: int) -> str:
+    return f"api:{api}:{replica}"
+
+
+def _callers(name: str) -> tuple[int, int] | None:
+    """(an API process, a replica) where the field is of calls."""
+    kind, _, rest = name.partition(":")
+    if kind != "api":
+        return None
+    api, _, replica = rest.partition(":")
+    return int(api), int(replica)
 
 
 def _profile(raw: dict[bytes, bytes]) -> Profile:

@@ -58,8 +58,12 @@ class Settings(BaseSettings):
     window_s: float = Field(default=4.0, gt=0, description="Seconds of work the feeder keeps released per tier.")
     drain_s: float = Field(default=25.0, ge=0, description="How long a stopping worker lets its jobs finish.")
 
+    keepalive_s: float = Field(default=5.0, gt=0, description="Between comments in a stream that has no token yet.")
+    send_timeout_s: float = Field(default=30.0, gt=0, description="A caller that reads nothing for so long has gone.")
+
     max_body_bytes: int = Field(default=64 * 1024 * 1024, gt=0, description="Largest request body.")
-    max_list_jobs: int = Field(default=50_000, gt=0, description="Most jobs in one list.")
+    max_file_bytes: int = Field(default=200 * 1024 * 1024, gt=0, description="Largest uploaded file.")
+    max_list_jobs: int = Field(default=50_000, gt=0, description="Most jobs in one list or batch file.")
 
 
 def load_settings() -> Settings:

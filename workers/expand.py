@@ -1,23 +1,23 @@
-"""Receives a nudge that a batch waits. Validates its lines and makes them jobs, a chunk a transaction.
-Restartable at any chunk, so 50,000 lines never stall the API and a crash repeats nothing.
+"""Receives a nudge that a batch waits. Validates its lines and makes them jobs, a chunk a transaction: restartable at
+any chunk, so 50,000 lines never stall the API and a crash repeats nothing. Closes batches whose jobs are all final.
 Next: `workers/feed.py` releases the jobs to their tier's queue."""
 
 from __future__ import annotations
 
 import threading
 
-from tieryard import telemetry
+from tieryard import outputs, telemetry
 from tieryard.admission import Admission
 from tieryard.errors import RequestError
-from tieryard.requests import parse_job
-from tieryard.store import batches
-from tieryard.store.batches import Verdict
+from tieryard.requests import parse_batch_line, parse_job
+from tieryard.store import batches, expansion, reads
+from tieryard.store.expansion import Verdict
 from tieryard.telemetry import Event
 from workers.yard import Yard
 
 
 class Expander:
-    """Runs `expand_all` in one thread at a time: the process's other threads are for rescue."""
+    """Expands and closes in one thread at a time: the process's other threads are for rescue."""
 
     def __init__(self, yard: Yard, admission: Admission) -> None:
         self._yard = yard
@@ -37,24 +37,45 @@ class Expander:
 
 
 def expand_all(yard: Yard, admission: Admission) -> int:
-    """Expands until no batch waits: how many lines became jobs."""
+    """Expands until no batch waits, and between two chunks closes what is done: how many lines became jobs."""
     signed = yard.settings.webhook_secret is not None
+    revisions = {name: d.pinned for name, d in yard.catalog.deployments.items()}
     lines = 0
-    while (chunk := batches.expand_chunk(yard.store, lambda line: judge(admission, line, signed))) is not None:
+
+    def judged(line: str, endpoint: str | None, tier: str) -> Verdict:
+        return judge(admission, line, signed=signed, endpoint=endpoint, tier=tier)
+
+    while True:
+        close_all(yard)
+        chunk = expansion.expand_chunk(yard.store, judged, revisions=revisions)
+        if chunk is None:
+            return lines
         batch_id, done = chunk
         yard.log.info(Event.BATCH_EXPANDED, batch=batch_id, lines=done)
         lines += done
-    return lines
 
 
-def judge(admission: Admission, line: str, signed: bool) -> Verdict:
+def judge(admission: Admission, line: str, *, signed: bool, endpoint: str | None, tier: str) -> Verdict:
     """One line: a job, or the reason why not."""
     try:
-        request = parse_job(line)
+        request = parse_job(line) if endpoint is None else parse_batch_line(line, endpoint=endpoint)
         admission.check(request, callbacks=signed)
+        if request.tier not in (None, tier):
+            raise RequestError(f"the batch is of tier '{tier}', not '{request.tier}'", param="tier")
     except RequestError as error:
         return Verdict(error=str(error))
     except Exception as fault:  # a fault of ours must not hold every batch behind this line
         telemetry.logger().error(Event.TASK_FAILED, task="judge", **telemetry.fault(fault))
         return Verdict(error="it could not be checked, by a fault of the fleet")
     return Verdict(wants_callback=request.callback_url is not None)
+
+
+def close_all(yard: Yard) -> None:
+    """Measures the output of batches that are done, which finishes them."""
+    for batch_id, tenant_id in batches.to_close(yard.store):
+        batch = reads.get_batch(yard.store, batch_id, tenant_id=tenant_id).batch
+        output_bytes = sum(map(len, outputs.read_output(yard.store, batch, "output")))
+        error_bytes = sum(map(len, outputs.read_output(yard.store, batch, "errors")))
+        if batches.close(yard.store, batch_id, output_bytes=output_bytes, error_bytes=error_bytes):
+            yard.log.info(Event.BATCH_FINISHED, batch=batch_id)
+            yard.nudge_callbacks()

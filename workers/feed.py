@@ -1,5 +1,5 @@
 """Receives batches whose lines are jobs. Releases them to their tier's queue, a few seconds of work ahead,
-by tenant fairness, then deadline; and marks batches finished when their last job is.
+by tenant fairness, then deadline; and sees when a batch's last job is final.
 Next: `workers/classify.py` gives each released job a deployment."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from tieryard.errors import StoreError
-from tieryard.queues import BrokerError, Parcel, parcels_to_classify
+from tieryard.queues import EXPAND, BrokerError, Parcel, parcels_to_classify
 from tieryard.store import Connection, batches
 from tieryard.store.batches import OpenBatch
 from tieryard.store.leader import lead
@@ -138,6 +138,7 @@ class Feeder:
         advances: list[tuple[int, int, int]] = []
         parcels: list[Parcel] = []
         for tier, waiting in by_tier.items():
+            due = self._due(tier)
             rate = self._rates[tier]
             outstanding = sum(b.outstanding for b in waiting)
             rate.observe(outstanding)
@@ -149,7 +150,7 @@ class Feeder:
             for batch in waiting:
                 if n := granted.get(batch.id, 0):
                     first = batch.first_job_id + batch.released_to
-                    parcels += parcels_to_classify(tier, batch.deadline.timestamp(), range(first, first + n))
+                    parcels += parcels_to_classify(tier, due, range(first, first + n))
                     advances.append((batch.id, batch.released_to, batch.released_to + n))
             rate.outstanding += sum(granted.values())
         if advances:
@@ -158,7 +159,21 @@ class Feeder:
             self._yard.publisher.publish(parcels)
         if done := [b.id for b in found if b.done]:
             with connection.transaction():
-                for batch_id in batches.complete(connection, done):
-                    self._yard.log.info(Event.BATCH_FINISHED, batch=batch_id)
-                    self._yard.nudge_callbacks()
+                completed = batches.complete(connection, done)
+            self._tell(completed)
         return bool(found)
+
+    def _due(self, tier: str) -> float:
+        """When jobs that are released now are due, to whoever orders them next: all of a tier alike, so in the order
+        given here. By their own deadlines, a long batch would pass every later one of another tenant again."""
+        known = self._yard.catalog.tiers.get(tier)
+        return time.time() + (known.window.total_seconds() if known is not None else 0.0)
+
+    def _tell(self, completed: list[tuple[int, bool]]) -> None:
+        """After the commit: a batch that is finished with its jobs, or one that waits to be closed."""
+        for batch_id, finished in completed:
+            if finished:
+                self._yard.log.info(Event.BATCH_FINISHED, batch=batch_id)
+                self._yard.nudge_callbacks()
+            else:
+                self._yard.publisher.nudge(EXPAND)

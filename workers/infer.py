@@ -5,6 +5,7 @@ Next: the job is final, or back at `workers/classify.py`; `workers/callback.py` 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 import redis
 
 from tieryard.catalog import REALTIME
+from tieryard.endings import DRAINED, Endings
 from tieryard.engines import Engine, Recording, record
 from tieryard.engines.opening import open_engine
 from tieryard.errors import (
@@ -28,6 +30,7 @@ from tieryard.errors import (
 from tieryard.ids import Run
 from tieryard.job import MAX_WORKER_DEATHS, State
 from tieryard.metrics import Gauge
+from tieryard.observe import Observer, Tallies
 from tieryard.queues import BrokerError, parcels_to_infer
 from tieryard.requests import parse_request
 from tieryard.store import jobs
@@ -35,9 +38,7 @@ from tieryard.store.finish import Ending, Finished, HandBack
 from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
 from tieryard.telemetry import Event, fault
-from workers.endings import DRAINED, Endings
 from workers.inbox import Inbox
-from workers.observe import Observer
 from workers.yard import Yard
 
 _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
@@ -68,13 +69,14 @@ class Inference:
         self._realtime_running = 0
         self._stopping: dict[int, str] = {}
         self._claiming = 0
+        self._calls = 0  # of API processes, in the same engine
         self._suspect: Claimed | None = None  # waits for an empty engine
         self._alone: int | None = None  # the suspect that runs
         self._engine_up = False
         self._draining = False
         self._writer = Writer(yard.store, flushed=self._flushed)
-        self._observer = Observer(yard, name)
-        self._endings = Endings(yard, name)
+        self._observer = Observer(yard.metrics, name)
+        self._endings = Endings(yard.lease, yard.catalog, name, yard.log)
         self._gate: Callable[[bool], None] = lambda _: None
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
@@ -153,7 +155,7 @@ class Inference:
             self._set_gate()
 
     async def _poll(self) -> None:
-        """Every half second: stops that were asked for, gauges and live metrics."""
+        """Every half second: stops that were asked for, gauges, live metrics, and the room that calls need."""
         while True:
             await asyncio.sleep(_POLL_S)
             if self._writer.failure is not None:
@@ -163,12 +165,22 @@ class Inference:
                 capacity=self._slots if self._engine_up and not self._draining else 0,
                 in_flight=len(self._running),
                 backlog=len(self._inbox) + len(self._ready),
+                url=self._engine.url or "",
             )
             try:
-                await asyncio.to_thread(self._observer.publish, gauge, self._observer.take())
-            except redis.RedisError as error:
+                self._calls = await asyncio.to_thread(self._report, gauge, self._observer.take())
+            except redis.RedisError as error:  # calls then finish unseen; their gauges would be too old anyway
+                self._calls = 0
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+            self._start_ready()
             self._wake.set()
+
+    def _report(self, gauge: Gauge, tallies: Tallies) -> int:
+        """Says how this replica is, and asks how many calls the API has in its engine."""
+        metrics, worker_id = self._yard.metrics, self._yard.worker_id
+        metrics.publish_gauge(self._name, worker_id, gauge)
+        self._observer.publish(tallies)
+        return metrics.calls_at(self._name, worker_id, gauge.url)
 
     # --- intake --------------------------------------------------------------------------------------
 
@@ -183,12 +195,12 @@ class Inference:
             self._gate(change)
 
     def _next_ids(self) -> list[int]:
-        """Ids to claim now, in order. Realtime may use every slot; the others leave its reserve free."""
+        """Ids to claim now, in order. Realtime may use every slot that calls leave; the others leave its reserve."""
         if not self._engine_up or self._draining or self._writer.full or self._suspect or self._alone is not None:
             return []
         held = len(self._running) + len(self._ready) + self._claiming
-        room = min(self._slots + self._ahead - held, _MOST_CLAIMED)
-        realtime_room = self._slots - self._realtime_running - self._ready.realtime
+        room = min(self._slots - self._calls + self._ahead - held, _MOST_CLAIMED)
+        realtime_room = self._slots - self._calls - self._realtime_running - self._ready.realtime
         return self._inbox.pop(max(room, 0), realtime=max(realtime_room, 0))
 
     async def _claim(self, ids: list[int]) -> None:
@@ -233,9 +245,9 @@ class Inference:
     def _start_ready(self) -> None:
         """Starts claimed jobs while slots are free, then, in an empty engine, one that may be killing workers."""
         while self._ready and not self._draining:
-            realtime_room = self._slots - len(self._running)
+            realtime_room = self._slots - self._calls - len(self._running)
             others = len(self._running) - self._realtime_running
-            room = min(realtime_room, self._slots - self._spec.realtime_reserve - others)
+            room = min(realtime_room, self._slots - max(self._spec.realtime_reserve, self._calls) - others)
             popped = self._ready.pop(1 if room > 0 else 0, realtime=1 if realtime_room > 0 else 0)
             if not popped:
                 return
@@ -360,4 +372,5 @@ class Inference:
             await self._engine.close()
         except Exception as error:  # what it answered must still be written
             self._yard.log.error(Event.ENGINE_DOWN, **fault(error))
-        self._observer.withdraw()
+        with contextlib.suppress(redis.RedisError):  # the router should know at once rather than in five seconds
+            self._yard.metrics.withdraw_gauge(self._name, self._yard.worker_id)

@@ -13,7 +13,7 @@ import redis
 
 from tieryard.job import State
 from tieryard.queues import BrokerError, Parcel, parcels_to_classify, parcels_to_infer
-from tieryard.store import rescue
+from tieryard.store import Connection, idempotency, rescue
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
@@ -51,14 +51,15 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             buried = rescue.bury(connection) if bury else []
             moved = rescue.requeue_orphans(connection)
             rerouted = rescue.reroute(connection, yard.catalog.deployments)
-            expired = rescue.expire(connection)
+            idempotency.forget_old(connection)
+        stopped = _stop_all(connection)
         for worker_id, kind, deployment in buried:
             yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
             if deployment is not None:
                 with contextlib.suppress(redis.RedisError):  # it would be too old to count in a moment anyway
                     yard.metrics.withdraw_gauge(deployment, worker_id)
-        if moved or expired or rerouted:
-            yard.log.warning(Event.RESCUED, **moved, past_window=expired, rerouted=rerouted)
+        if moved or stopped or rerouted:
+            yard.log.warning(Event.RESCUED, **moved, stopped=stopped, rerouted=rerouted)
             yard.nudge_callbacks()
         flushed = yard.redis.get(EPOCH) is None
         if flushed:
@@ -76,6 +77,16 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             yard.redis.set(EPOCH, str(uuid.uuid4()))
         if nudges:
             yard.log.info(Event.RESCUED, nudged=len(nudges))
+
+
+def _stop_all(connection: Connection) -> int:
+    """Jobs past their window or of cancelled batches, a chunk a transaction: how many were ended."""
+    ended, more = 0, True
+    while more:
+        with connection.transaction():
+            n, more = rescue.stop(connection)
+        ended += n
+    return ended
 
 
 def _parcels(nudges: list[Nudge]) -> list[Parcel]:

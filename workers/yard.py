@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,15 +13,12 @@ from celery import Celery, signals
 from tieryard import telemetry
 from tieryard.admission import Admission
 from tieryard.catalog import Catalog, load_catalog
-from tieryard.errors import LeaseLostError, StoreError
+from tieryard.lease import Lease
 from tieryard.metrics import Metrics
 from tieryard.queues import CALLBACKS, BrokerError, Publisher, make_celery
 from tieryard.settings import Settings
-from tieryard.store import Store, workers
+from tieryard.store import Store
 from tieryard.telemetry import Event
-
-_LEASE_LOST_EXIT = 3
-_FAULT_EXIT = 4
 
 
 class Yard:
@@ -43,9 +39,7 @@ class Yard:
         self.metrics = Metrics(self.redis)
         self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=consume)
         self.publisher = Publisher(self.app)
-        self.worker_id = 0
-        self._stop = threading.Event()
-        self._beating: threading.Thread | None = None
+        self.lease = Lease(kind, settings, self.store, self.log, deployment=deployment)
 
     @staticmethod
     def peek_catalog(settings: Settings) -> Catalog:
@@ -72,51 +66,24 @@ class Yard:
         except BrokerError as error:
             self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
 
+    @property
+    def worker_id(self) -> int:
+        return self.lease.worker_id
+
     def join(self) -> None:
-        """Registers this process and keeps its lease alive from a thread of its own."""
-        self.worker_id = workers.register(
-            self.store, self.kind, deployment=self.deployment, lease_s=self.settings.lease_s
-        )
-        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._beating.start()
-        self.log.info(Event.PROCESS_STARTED, worker=self.worker_id)
+        """Registers this process and keeps its lease alive."""
+        self.lease.join()
 
     def leave(self) -> None:
         """Gives the lease back and lets go of everything."""
-        self._stop.set()
-        if self._beating is not None:
-            self._beating.join()
-            try:
-                workers.retire(self.store, self.worker_id)
-            except StoreError as error:
-                self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
-        self.log.info(Event.PROCESS_STOPPED, worker=self.worker_id)
+        self.lease.leave()
         self.app.close()
         self.store.close()
         self.redis.close()
 
-    def _beat(self) -> None:
-        try:
-            self._keep_lease()
-        except Exception as error:
-            self.die(error)  # without its lease it would take parcels that it may not claim
-
-    def _keep_lease(self) -> None:
-        while not self._stop.wait(self.settings.heartbeat_s):
-            try:
-                workers.beat(self.store, self.worker_id, lease_s=self.settings.lease_s)
-            except StoreError as error:
-                if isinstance(error, LeaseLostError):
-                    # Whatever it holds is no longer its own. The fence protects the data; leaving at once
-                    # frees the engine for whoever is started in its place.
-                    self.log.error(Event.LEASE_LOST, error=str(error))
-                    os._exit(_LEASE_LOST_EXIT)
-                self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
-
     def die(self, error: BaseException) -> None:
-        """Ends this process at once after a fault of ours: its lease runs out and rescue takes its jobs."""
-        self.log.error(Event.PROCESS_FAILED, **telemetry.fault(error))
-        os._exit(_FAULT_EXIT)
+        """Ends this process at once after a fault of ours."""
+        self.lease.die(error)
 
     def task(self, name: str, run: Callable[..., object]) -> None:
         """Makes `run` the task of this name. A fault is logged here, by its place: Celery would log its message too."""

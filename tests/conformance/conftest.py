@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tieryard.engines import Engine
+from tieryard.engines import Engine, Recording, record
 from tieryard.engines.instant import InstantEngine
 from tieryard.engines.llama_cpp import LlamaCppEngine
 from tieryard.engines.openai_http import OpenAIHttpEngine
@@ -38,6 +39,12 @@ class Subject:
         return sum(int(float(n)) for n in re.findall(rf"^(?:{self.gauges})(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
 
+async def recorded(subject, body) -> Recording:
+    recording = Recording()
+    await record(subject.engine, body, recording)
+    return recording
+
+
 async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 5.0) -> None:
     deadline = time.monotonic() + within_s
     while not await condition():
@@ -46,21 +53,22 @@ async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: floa
 
 
 @contextlib.asynccontextmanager
-async def fake():
+async def fake(*, ttft_ms=20, context=1024):
     """Three tokens an event, so whatever counts events counts wrong."""
-    plan = FakePlan(ttft_ms=20, tokens_per_s=500, capacity=4, context_limit=1024, packing=3)
+    plan = FakePlan(ttft_ms=ttft_ms, tokens_per_s=500, capacity=4, context_limit=context, packing=3)
     async with FakeVllm(plan) as server:
         engine = OpenAIHttpEngine(server.url, model="fake", server="vllm")
         await engine.start()
-        yield Subject(engine, server.url, "vllm:num_requests_running|vllm:num_requests_waiting")
+        yield Subject(engine, engine.url, "vllm:num_requests_running|vllm:num_requests_waiting", context=context)
         await engine.close()
 
 
 @contextlib.asynccontextmanager
-async def llama_cpp():
-    engine = LlamaCppEngine(WEIGHTS, slots=4, context=1024)
+async def llama_cpp(*, context=1024, embeddings=False):
+    engine = LlamaCppEngine(WEIGHTS, slots=4, context=context, embeddings=embeddings)
     await engine.start()
-    yield Subject(engine, engine.url, "llamacpp:requests_processing|llamacpp:requests_deferred")
+    gauges = "llamacpp:requests_processing|llamacpp:requests_deferred"
+    yield Subject(engine, engine.url, gauges, context=context)
     await engine.close()
 
 
@@ -74,12 +82,22 @@ async def instant():
 
 SERVERS = {"fake": fake, "llama_cpp": llama_cpp}
 ENGINES = {**SERVERS, "instant": instant}
+# SmolLM2's chat template has no tools, and llama.cpp then leaves `tool_choice` aside.
+TOOL_USERS = {"fake": fake}
+# llama.cpp reads a context's tokens in one go and hears nothing meanwhile: a second, when it holds 256.
+EMBEDDERS = {
+    "fake": functools.partial(fake, ttft_ms=200, context=256),
+    "llama_cpp": functools.partial(llama_cpp, context=256, embeddings=True),
+    "instant": instant,
+}
 
 
 def pytest_generate_tests(metafunc):
-    """A case that takes `server` runs over servers; one that takes only `subject` over every engine."""
+    """A case that takes `server` runs over servers, one that takes `tool_user` over those that call tools, and one
+    that takes only `subject` over every engine. In test_embeddings.py `subject` is an embedder of the same name."""
     if "subject" in metafunc.fixturenames:
-        names = SERVERS if "server" in metafunc.fixturenames else ENGINES
+        narrower = {"server": SERVERS, "tool_user": TOOL_USERS}
+        names = next((engines for name, engines in narrower.items() if name in metafunc.fixturenames), ENGINES)
         metafunc.parametrize("subject", list(names), indirect=True)
 
 
@@ -91,6 +109,11 @@ async def subject(request):
 
 @pytest.fixture
 def server(subject):
+    return subject
+
+
+@pytest.fixture
+def tool_user(subject):
     return subject
 
 

@@ -7,6 +7,7 @@ import time
 import httpx
 import pytest
 
+from tests.conformance.conftest import recorded
 from tieryard.engines import Delta, Done, Recording, record
 from tieryard.errors import BadRequestError, ContextLengthError, EngineDownError
 
@@ -19,12 +20,6 @@ def asking(text="Say hello.", **fields):
 
 # Both vLLM and llama.cpp take ignore_eos: it makes an answer as long as we like.
 ENDLESS = asking("Count.", max_tokens=900, ignore_eos=True)
-
-
-async def recorded(subject, body):
-    recording = Recording()
-    await record(subject.engine, body, recording)
-    return recording
 
 
 async def test_content_comes_first_and_one_done_last(subject):
@@ -86,6 +81,42 @@ async def test_an_enum_schema_answers_only_members(server):
     for text in ("Where is my parcel?", "I want my money back.", "I love it."):
         recording = await recorded(server, asking(text, max_tokens=16, response_format=schema))
         assert json.loads(recording.text) in labels
+
+
+async def test_every_token_has_its_logprobs(server):
+    recording = await recorded(server, asking(max_tokens=10, ignore_eos=True, logprobs=True, top_logprobs=2))
+    tokens = recording.extra["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == recording.text
+    assert len(tokens) == recording.usage.completion_tokens == 10
+    for token in tokens:
+        assert token["bytes"] == list(token["token"].encode())
+        first, second = token["top_logprobs"]
+        assert first["token"] == token["token"]  # as the temperature is 0
+        assert 0 >= first["logprob"] >= second["logprob"]
+
+
+async def test_an_answer_of_text_has_nothing_beside_it(subject):
+    assert (await recorded(subject, asking())).extra is None
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "look_up"}}], ids=str)
+async def test_a_tool_call_comes_whole(tool_user, choice):
+    city = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Lima"]}}, "required": ["city"]}
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": city}}]
+    recording = await recorded(tool_user, asking(tools=tools, tool_choice=choice))
+    [call] = recording.extra["tool_calls"]
+    assert call == {
+        "id": call["id"],
+        "type": "function",
+        "function": {"name": "look_up", "arguments": '{"city":"Oslo"}'},
+    }
+    assert call["id"]
+    assert (recording.text, recording.done.finish_reason) == ("", "tool_calls")
+    assert 0 < recording.ttft_ms <= recording.latency_ms
+
+
+async def test_a_servers_url_is_known(server):
+    assert server.engine.url.startswith("http://127.0.0.1:")
 
 
 async def test_closing_a_stream_early_frees_the_server(server, eventually):

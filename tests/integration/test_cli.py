@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import uvicorn
 
@@ -18,8 +19,9 @@ from tests.conftest import CATALOGS
 from tieryard import __version__
 from tieryard.cli import main
 from tieryard.cli.submit import summarize
+from tieryard.embedded import EmbeddedPostgres
 from tieryard.settings import Settings
-from tieryard.store import Store
+from tieryard.store import Store, keys
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,112 @@ def test_doctor_of_a_fleet_that_is_not_ready(run: Run, url: str) -> None:
     ran = run("doctor", "--url", url)
     assert ran.code == 1
     assert "no live worker" in ran.out
+
+
+# Keys and tenants, in the database itself
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
+    """All that these commands need."""
+    monkeypatch.setenv("TIERYARD_DATABASE_URL", database_url)
+    for other in ("REDIS_URL", "CATALOG", "API_KEY"):
+        monkeypatch.delenv(f"TIERYARD_{other}", raising=False)
+
+
+def test_a_key_is_shown_once(run: Run, here: None, store: Store) -> None:
+    made = run(
+        "keys", "create", "ci", "--tenant", "acme", "--scope", "infer", "--scope", "read",
+        "--requests-per-minute", "60", "--tokens-per-minute", "1000000",
+    )  # fmt: skip
+    key = made.out.removesuffix("\n")
+    assert (made.code, made.err, key[:3], "\n" in key) == (0, "", "ty_", False)
+    holder = keys.holder_of(store, key)
+    assert (holder.scopes, holder.requests_per_minute, holder.tokens_per_minute) == ({"infer", "read"}, 60, 1_000_000)
+    listed = run("keys", "list")
+    assert (listed.code, listed.err) == (0, "")
+    assert key not in listed.out
+    assert keys.digest(key).hex() not in listed.out
+    for shown in ("key_", f"{key[:7]}…", "ci", "acme", "infer", "read", "60 requests", "1,000,000"):
+        assert shown in listed.out
+    assert run("keys", "revoke", key[:7]) == Ran(0, f"key_{holder.key_id}: revoked\n", "")
+    [revoked] = keys.list_keys(store)
+    assert f"({revoked.revoked_at:%Y-%m-%d})" in run("keys", "list").out
+    again = run("keys", "revoke", f"key_{holder.key_id}")
+    assert again.code == 2
+    assert "revoked already" in again.err
+    assert run("keys", "revoke", "nope").code == 2
+    unlimited = keys.holder_of(store, run("keys", "create", "all").out.strip())
+    assert (len(unlimited.scopes), unlimited.requests_per_minute, unlimited.tokens_per_minute) == (3, None, None)
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--scope", "admin"), ("--requests-per-minute", "0"), ("--tokens-per-minute", "9" * 12)]
+)
+def test_a_key_that_cannot_be(run: Run, here: None, store: Store, wrong: tuple[str, str]) -> None:
+    ran = run("keys", "create", "ci", *wrong)
+    assert (ran.code, ran.out) == (2, "")
+    if wrong[0] == "--scope":
+        assert all(scope in ran.err for scope in ("admin", "'infer'", "'batch'", "'read'"))
+    assert keys.list_keys(store) == []
+
+
+def test_tenants_are_listed_and_capped(run: Run, here: None, store: Store) -> None:
+    keys.add_key(store, "ty_a", tenant="acme", name="a")
+    capped = run("tenants", "cap", "acme", "--max-enqueued-tokens", "5000000")
+    assert capped == Ran(0, "acme: at most 5,000,000 tokens enqueued\n", "")
+    assert "5,000,000" in run("tenants", "list").out
+    assert run("tenants", "cap", "acme", "--none") == Ran(0, "acme: no cap\n", "")
+    assert store.fetch("SELECT max_enqueued_tokens FROM tenant") == [(None,)]
+    for wrong in (["acme"], ["acme", "--none", "--max-enqueued-tokens", "1"], ["nobody", "--none"]):
+        assert run("tenants", "cap", *wrong).code == 2
+
+
+@pytest.mark.parametrize("command", [("keys", "list"), ("keys", "create", "x"), ("tenants", "list")])
+@pytest.mark.parametrize(
+    ("url", "code", "says"),
+    [
+        (None, 2, "set TIERYARD_DATABASE_URL"),
+        ("secret", 2, "no postgresql://"),
+        ("postgresql://u:secret@h:port/x", 2, "no postgresql://"),
+        ("postgresql://u:secret@127.0.0.1:9/x", 1, "Postgres is away"),
+    ],
+)
+def test_a_database_that_is_not_there(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], url: str | None, code: int, says: str
+) -> None:
+    if url is None:
+        monkeypatch.delenv("TIERYARD_DATABASE_URL", raising=False)
+    else:
+        monkeypatch.setenv("TIERYARD_DATABASE_URL", url)
+    ran = run(*command)
+    assert (ran.code, ran.out) == (code, "")
+    assert says in ran.err
+    assert "secret" not in ran.err
+
+
+def test_a_database_without_the_schema(run: Run, monkeypatch: pytest.MonkeyPatch, postgres: EmbeddedPostgres) -> None:
+    monkeypatch.setenv("TIERYARD_DATABASE_URL", postgres.url)
+    ran = run("keys", "list")
+    assert ran.code == 2
+    assert "tieryard migrate" in ran.err
+
+
+def test_the_embedded_fleets_database(
+    run: Run, monkeypatch: pytest.MonkeyPatch, postgres: EmbeddedPostgres, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TIERYARD_DATABASE_URL", raising=False)
+    ran = run("keys", "create", "x", "--data-dir", str(tmp_path))
+    assert (ran.code, ran.out) == (2, "")
+    assert f"tieryard up --data-dir {tmp_path}" in ran.err.replace("\n", "")
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE tieryard TEMPLATE template_fleet")  # by the name that `tieryard up` uses
+        try:
+            (tmp_path / "postgres").symlink_to(postgres._server.pgdata)
+            key = run("keys", "create", "x", "--data-dir", str(tmp_path)).out.strip()
+            assert f"{key[:7]}…" in run("keys", "list", "--data-dir", str(tmp_path)).out
+        finally:
+            connection.execute("DROP DATABASE tieryard WITH (FORCE)")
 
 
 # The figures of a batch

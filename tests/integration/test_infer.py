@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from workers.yard import Yard
 class ScriptedEngine:
     """Obeys the first word of the prompt; `go` lets `wait` requests finish."""
 
+    url: str | None = None
     up: bool = True
     running: set[str] = field(default_factory=set)
     seen: list[tuple[str, int]] = field(default_factory=list)
@@ -258,6 +260,22 @@ def test_never_more_in_flight_than_the_catalog_allows(bench: Bench) -> None:
     for job in found:
         bench.until(job, "succeeded")
     assert bench.engine.most == spec.max_in_flight
+
+
+@pytest.mark.parametrize(("tier", "left"), [("bulk", 10), ("realtime", 10)])
+def test_a_worker_leaves_the_room_that_calls_of_the_api_take(bench: Bench, tier: str, left: int) -> None:
+    spec = bench.yard.catalog.deployments["short"]
+    for api, n in ((901, 4), (902, 6)):
+        gauge = {"capacity": 0, "in_flight": n, "backlog": 0, "url": "", "at": time.time() + 60}
+        bench.yard.redis.hset("gauges:short", f"api:{api}:{bench.yard.worker_id}", orjson.dumps(gauge))
+    eventually(lambda: bench.worker._calls == left, what="the worker to know")
+    bench.bring(*(f"wait {i}" for i in range(spec.max_in_flight * 2)), tier=tier)
+    eventually(lambda: len(bench.engine.running) == spec.max_in_flight - left, what="the rest to fill")
+    bench.yard.redis.hdel("gauges:short", *(f"api:{api}:{bench.yard.worker_id}" for api in (901, 902)))
+    full = spec.max_in_flight - (spec.realtime_reserve if tier == "bulk" else 0)
+    eventually(lambda: len(bench.engine.running) == full, what="their room to be used again")
+    assert bench.engine.most == full
+    bench.engine.go.set()
 
 
 def test_a_nudge_that_comes_twice_runs_once(bench: Bench) -> None:

@@ -250,7 +250,7 @@ def test_an_engine_that_stops_answering_while_idle_is_noticed(yard: Yard) -> Non
     worker.start(lambda _: None)
 
     def capacity() -> int:
-        gauges, _ = yard.metrics.read(yard.catalog)
+        gauges = yard.metrics.read(yard.catalog).gauges
         return gauges.get("short", {}).get("capacity", -1)
 
     try:
@@ -284,7 +284,7 @@ def test_expansion_leaves_a_thread_for_rescue(yard: Yard, tenant: int) -> None:
 
 def test_a_profile_with_fields_of_a_newer_process_is_read(yard: Yard) -> None:
     yard.redis.hset("metrics:short:code", mapping={"samples": 3, "timestamp": 1.0, "ttft_ms": 5, "novelty": 9})
-    _, profiles = yard.metrics.read(yard.catalog)
+    profiles = yard.metrics.read(yard.catalog).profiles
     assert (profiles["short"]["code"].samples, profiles["short"]["code"].ttft_ms) == (3, 5.0)
 
 

@@ -10,14 +10,14 @@ import pytest
 from tests import factories as make
 from tieryard.errors import RequestError
 from tieryard.requests import parse_job
-from tieryard.store import Store, batches, reads, rescue
-from tieryard.store.batches import Verdict
+from tieryard.store import Store, batches, expansion, reads, rescue
+from tieryard.store.expansion import Verdict
 from tieryard.store.finish import finish
 
 
 @pytest.fixture
 def chunk(monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(batches, "_CHUNK", 10)
+    monkeypatch.setattr(expansion, "_CHUNK", 10)
     return 10
 
 
@@ -28,7 +28,7 @@ def progress(store: Store, batch_id: int) -> tuple[int, int, bool]:
 
 def complete(store: Store, *batch_ids: int) -> list[int]:
     with store.transaction() as connection:
-        return batches.complete(connection, list(batch_ids))
+        return [batch_id for batch_id, _ in batches.complete(connection, list(batch_ids))]
 
 
 def look(store: Store, floors: dict[int, int] | None = None) -> list[batches.OpenBatch]:
@@ -48,16 +48,16 @@ def test_a_crash_in_mid_chunk_leaves_nothing_half(store: Store, tenant: int, chu
     batch_id = make.save_batch(store, tenant, 25)
     judged = 0
 
-    def crash(line: str) -> Verdict:
+    def crash(line: str, *_: object) -> Verdict:
         nonlocal judged
         judged += 1
         if judged == 17:
             raise KeyboardInterrupt
         return Verdict()
 
-    assert batches.expand_chunk(store, crash) == (batch_id, 10)
+    assert expansion.expand_chunk(store, crash) == (batch_id, 10)
     with pytest.raises(KeyboardInterrupt):
-        batches.expand_chunk(store, crash)
+        expansion.expand_chunk(store, crash)
     assert (progress(store, batch_id), make.count(store, "job")) == ((10, 0, False), 10)
     assert make.expand(store) == [10, 5]
     assert make.count(store, "job") == 25
@@ -75,16 +75,16 @@ def test_two_expanders_take_each_line_once(store: Store, tenant: int, chunk: int
 def test_a_batch_can_be_released_while_its_next_lines_are_validated(store: Store, tenant: int, chunk: int) -> None:
     """The feeder serves every tenant: it must not wait for one batch's validation."""
     batch_id = make.save_batch(store, tenant, 20)
-    batches.expand_chunk(store, lambda _: Verdict())
+    expansion.expand_chunk(store, lambda *_: Verdict())
     validating, go_on = threading.Event(), threading.Event()
 
-    def slow(line: str) -> Verdict:
+    def slow(line: str, *_: object) -> Verdict:
         validating.set()
         assert go_on.wait(20)
         return Verdict()
 
     with ThreadPoolExecutor(1) as pool:
-        expanding = pool.submit(batches.expand_chunk, store, slow)
+        expanding = pool.submit(expansion.expand_chunk, store, slow)
         assert validating.wait(20)
         try:
             with store.transaction() as connection:
@@ -100,14 +100,14 @@ def test_an_expander_passes_over_a_batch_in_work(store: Store, tenant: int) -> N
     first, second = make.save_batch(store, tenant), make.save_batch(store, tenant)
     taken: list[object] = []
 
-    def judge(line: str) -> Verdict:
+    def judge(line: str, *_: object) -> Verdict:
         if not taken:
             taken.append(None)
             with ThreadPoolExecutor(1) as pool:
-                taken[0] = pool.submit(batches.expand_chunk, store, lambda _: Verdict()).result()
+                taken[0] = pool.submit(expansion.expand_chunk, store, lambda *_: Verdict()).result()
         return Verdict()
 
-    assert batches.expand_chunk(store, judge) == (first, 3)
+    assert expansion.expand_chunk(store, judge) == (first, 3)
     assert taken == [(second, 3)]
 
 
@@ -123,7 +123,7 @@ def test_a_bad_line_becomes_a_failed_job_with_its_error(store: Store, tenant: in
 def test_an_error_that_quotes_a_nul_does_not_stop_the_expander(store: Store, tenant: int) -> None:
     r"""An unknown field's name is part of the error, and a caller may name it `a\u0000`."""
 
-    def judge(line: str) -> Verdict:
+    def judge(line: str, *_: object) -> Verdict:
         try:
             parse_job(line)
         except RequestError as error:
@@ -131,7 +131,7 @@ def test_an_error_that_quotes_a_nul_does_not_stop_the_expander(store: Store, ten
         return Verdict()
 
     batch_id = make.save_batch(store, tenant, lines=[r'{"prompt": "x", "a\u0000": 1}', make.body()])
-    assert batches.expand_chunk(store, judge) == (batch_id, 2)
+    assert expansion.expand_chunk(store, judge) == (batch_id, 2)
     assert make.column(store, "state", [batch_id + 1, batch_id + 2]) == ["failed", "queued"]
     assert "a\ufffd" in store.fetch("SELECT error FROM result")[0][0]
 
@@ -195,14 +195,15 @@ def test_a_batch_of_bad_lines_only_comes_to_its_end(store: Store, tenant: int) -
 
 def test_an_expired_batch_comes_to_its_end(store: Store, tenant: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the part of it that was never released; and not before that part is final."""
-    batch_id = make.save_batch(store, tenant, 20, window_s=-1)
+    batch_id = make.save_batch(store, tenant, 20)
     make.expand(store)
     make.release(store, batch_id, 5)
-    monkeypatch.setattr(rescue, "_EXPIRE", rescue._EXPIRE.replace("LIMIT 5000", "LIMIT 8"))
+    make.past_window(store, batch_id)
+    monkeypatch.setattr(rescue, "_MOST_STOPS", 8)
     released = []
     for _ in range(3):
         with store.transaction() as connection:
-            rescue.expire(connection)
+            rescue.stop(connection)
         released.append(progress(store, batch_id)[1])
     assert released == [5, 5, 20]
     assert set(make.column(store, "state", list(range(batch_id + 1, batch_id + 21)))) == {"expired"}

@@ -23,7 +23,7 @@ def sweep(store: Store) -> dict[str, int]:
 
 def expire(store: Store) -> int:
     with store.transaction() as connection:
-        return rescue.expire(connection)
+        return rescue.stop(connection)[0]
 
 
 def nudges(store: Store, *, everything: bool = False) -> list[Nudge]:
@@ -153,8 +153,9 @@ def test_expiry_ends_what_waits_and_asks_what_runs(store: Store, tenant: int) ->
     make.route(store, late[:1])
     in_time = make.save_jobs(store, tenant, 1)
     [running] = make.running(store, tenant, window_s=-1)
-    batch = make.save_batch(store, tenant, 2, window_s=-1)
+    batch = make.save_batch(store, tenant, 2)
     make.expand(store)
+    make.past_window(store, batch)
     assert expire(store) == 4
     assert expire(store) == 0
     states = make.column(store, "state", [*late, *in_time, running.id, batch + 1, batch + 2])

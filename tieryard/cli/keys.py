@@ -1,27 +1,78 @@
-"""`tieryard keys`: who may call the API. Works on the database itself, so it needs TIERYARD_DATABASE_URL."""
+"""`tieryard keys`: who may call the API, for what, and how often. Works on the database itself."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from tieryard.settings import load_settings
-from tieryard.store import Store, keys
+from tieryard.cli.database import DataDirOption, database
+from tieryard.cli.tables import table
+from tieryard.ids import public
+from tieryard.store import keys
+from tieryard.store.keys import KeyRow, Scope
 
-cli = typer.Typer(help="Make API keys.", no_args_is_help=True)
+cli = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+
+_MOST = 2**31 - 1  # the column's
 
 
 @cli.command()
 def create(
     name: Annotated[str, typer.Argument(help="What it is for.")],
     tenant: Annotated[str, typer.Option(help="Whose it is; made if new.")] = "default",
+    scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat it. Default: all.")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Default: no limit.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Default: no limit.")] = None,
+    data_dir: DataDirOption = None,
 ) -> None:
     """Makes a key and shows it, this once."""
-    store = Store(load_settings().database_url.get_secret_value())
-    try:
-        key = keys.new_key()
-        keys.add_key(store, key, tenant=tenant, name=name)
-        typer.echo(key)
-    finally:
-        store.close()
+    key = keys.new_key()
+    with database(data_dir) as store:
+        keys.add_key(
+            store,
+            key,
+            tenant=tenant,
+            name=name,
+            scopes=scope,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
+    typer.echo(key)
+
+
+@cli.command("list")
+def list_keys(data_dir: DataDirOption = None) -> None:
+    """Lists all keys, oldest first; of each key itself, only how it starts."""
+    with database(data_dir) as store:
+        found = keys.list_keys(store)
+    headers = ("id", "key", "tenant", "name", "scopes", "limits / min", "created (revoked)")
+    rows = [
+        (
+            public("key", k.id),
+            f"{k.prefix}…",
+            k.tenant,
+            k.name,
+            "all" if set(k.scopes) >= set(Scope) else " ".join(k.scopes),
+            _limits(k),
+            f"{k.created_at:%Y-%m-%d}" + (f" ({k.revoked_at:%Y-%m-%d})" if k.revoked_at else ""),
+        )
+        for k in found
+    ]
+    Console().print(table(headers, rows, folds=headers[2:]))
+
+
+@cli.command()
+def revoke(
+    key: Annotated[str, typer.Argument(help="Its id, such as key_7, or its start, as the list shows it.")],
+    data_dir: DataDirOption = None,
+) -> None:
+    """Revokes a key, for good. The API may know it for some seconds more."""
+    with database(data_dir) as store:
+        typer.echo(f"{keys.revoke(store, key)}: revoked")
+
+
+def _limits(key: KeyRow) -> str:
+    limits = (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute))
+    return " ".join(f"{most:,} {name}" for name, most in limits if most is not None) or "–"

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tieryard import __version__
-from tieryard.cli import config, doctor, jobs, keys, submit, up
+from tieryard.cli import config, doctor, jobs, keys, submit, tenants, up
 from tieryard.errors import TieryardError, UserError
 
 cli = typer.Typer(
@@ -24,6 +24,7 @@ cli.command()(up.migrate)
 cli.add_typer(jobs.cli, name="jobs")
 cli.add_typer(config.cli, name="config")
 cli.add_typer(keys.cli, name="keys")
+cli.add_typer(tenants.cli, name="tenants")
 
 
 @cli.command()

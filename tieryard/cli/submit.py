@@ -68,7 +68,7 @@ def submit(
 def _watch(client: Client, batch: dict[str, Any], console: Console) -> dict[str, Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        bar = progress.add_task(batch["id"], total=batch["total"])
+        bar = progress.add_task(batch["id"], total=batch["request_counts"]["total"])
         heard_at = time.monotonic()
         while batch["finished_at"] is None:
             time.sleep(0.5)

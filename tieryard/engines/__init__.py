@@ -1,13 +1,13 @@
 """Engines: one protocol, whatever serves the model.
 
-`stream` yields a `Delta` for every piece of text and ends with one `Done` that carries the server's own
+`stream` yields a `Delta` for every piece of an answer and ends with one `Done` that carries the server's own
 usage. Every failure is an EngineError. Closing the stream early aborts the request on the server.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,6 +30,11 @@ class Delta:
     usage: Usage | None = None
     extra: dict[str, Any] | None = None
 
+    @property
+    def generated(self) -> bool:
+        """Whether the model made tokens for it: text, a tool call or reasoning."""
+        return bool(self.text or (self.extra and (self.extra.keys() & {"tool_calls", "reasoning_content"})))
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
@@ -45,6 +50,11 @@ Stream = AsyncGenerator[Delta | Done, None]
 
 class Engine(Protocol):
     """A model being served."""
+
+    @property
+    def url(self) -> str | None:
+        """Where its server listens; None before the start, and where the engine is no server."""
+        ...
 
     async def start(self) -> None:
         """Starts or attaches to the server and returns when it answers. Raises EngineDownError."""
@@ -68,11 +78,13 @@ class Recording:
     """What one request has given so far: read it after a cancellation and it holds the partial answer.
 
     Times are milliseconds on the monotonic clock since the request was sent. TTFT is the time to the first
-    *content*, so role-only chunks and pings do not count; it is None when no content came.
+    *content*, tool call or reasoning, so role-only chunks and pings do not count; it is None when none came.
     """
 
     started: float = field(default_factory=time.monotonic)
     pieces: list[str] = field(default_factory=list)
+    extras: list[dict[str, Any]] = field(default_factory=list)
+    generated: int = 0
     running: Usage | None = None
     ttft_ms: float | None = None
     latency_ms: float | None = None
@@ -83,9 +95,13 @@ class Recording:
         if isinstance(event, Done):
             self.done, self.latency_ms = event, now_ms
             return
-        if event.text and self.ttft_ms is None:
-            self.ttft_ms = now_ms
-        self.pieces.append(event.text)
+        if event.generated:
+            self.generated += 1
+            self.ttft_ms = now_ms if self.ttft_ms is None else self.ttft_ms
+        if event.text:
+            self.pieces.append(event.text)
+        if event.extra:
+            self.extras.append(event.extra)
         if event.usage is not None:
             self.running = event.usage
 
@@ -99,11 +115,47 @@ class Recording:
         return "".join(self.pieces)
 
     @property
+    def extra(self) -> dict[str, Any] | None:
+        """What came beside text, in the shape that a whole answer has it; None when nothing did."""
+        merged = {
+            "tool_calls": _whole_calls(part for extra in self.extras for part in extra.get("tool_calls") or ()),
+            "logprobs": _joined_lists(extra.get("logprobs") or {} for extra in self.extras),
+            "reasoning_content": "".join(extra.get("reasoning_content") or "" for extra in self.extras),
+            "embeddings": [vector for extra in self.extras for vector in extra.get("embeddings") or ()],
+        }
+        return {name: value for name, value in merged.items() if value} or None
+
+    @property
     def usage(self) -> Usage:
         """The server's count: final if it came, else its running one, else a token a delta and no prompt."""
         if self.done is not None:
             return self.done.usage
-        return self.running or Usage(0, sum(1 for p in self.pieces if p))
+        return self.running or Usage(0, self.generated)
+
+
+def _whole_calls(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Streamed parts of tool calls, put together by their `index`."""
+    calls: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        said = part.get("function") or {}
+        call = calls.setdefault(
+            part.get("index") or 0, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        call["id"] = call["id"] or part.get("id")
+        call["type"] = part.get("type") or call["type"]
+        call["function"]["name"] = call["function"]["name"] or said.get("name") or ""
+        call["function"]["arguments"] += said.get("arguments") or ""
+    return [calls[index] for index in sorted(calls)]
+
+
+def _joined_lists(parts: Iterable[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Logprobs, a chat's (`content`) or a plain completion's: objects of lists that grow with the stream."""
+    joined: dict[str, list[Any]] = {}
+    for part in parts:
+        for name, items in part.items():
+            if items:
+                joined.setdefault(name, []).extend(items)
+    return joined
 
 
 async def record(engine: Engine, body: dict[str, Any], recording: Recording) -> None:

@@ -7,9 +7,14 @@ from typing import Any
 
 from tieryard.engines import Delta, Done, Stream, Usage
 
+_DIMENSIONS = 4
+
 
 class InstantEngine:
-    """Answers every request with one word after `delay_ms`. Its prompt token count is the prompt's words."""
+    """Answers every prompt with one word after `delay_ms`, and every input with a vector that its length decides.
+    Its prompt token count is the words that it was given."""
+
+    url = None
 
     def __init__(self, *, delay_ms: float = 0) -> None:
         self._delay_s = delay_ms / 1000
@@ -26,6 +31,19 @@ class InstantEngine:
     async def stream(self, body: dict[str, Any]) -> Stream:
         if self._delay_s:
             await asyncio.sleep(self._delay_s)
-        words = sum(len(message["content"].split()) for message in body["messages"])
+        texts = _texts(body)
+        words = sum(len(text.split()) for text in texts)
+        if "input" in body:
+            size = body.get("dimensions") or _DIMENSIONS
+            yield Delta("", extra={"embeddings": [[len(text) / (i + 1) for i in range(size)] for text in texts]})
+            yield Done("stop", Usage(prompt_tokens=words, completion_tokens=0), "instant")
+            return
         yield Delta("done", Usage(words, 1))
         yield Done("stop", Usage(prompt_tokens=words, completion_tokens=1), "instant")
+
+
+def _texts(body: dict[str, Any]) -> list[str]:
+    if "messages" in body:
+        return [message["content"] for message in body["messages"]]
+    given = body["prompt"] if "prompt" in body else body["input"]
+    return [given] if isinstance(given, str) else given

@@ -21,19 +21,21 @@ _MEMORY_FLOOR = 64  # tokens a slot must at least hold for the chat template alo
 
 
 class LlamaCppEngine:
-    """Serves `weights` with `slots` requests decoded together, each with `context` tokens."""
+    """Serves `weights` with `slots` requests decoded together, each with `context` tokens. With `embeddings` it
+    serves vectors: the mean over a text's tokens, at length 1."""
 
-    def __init__(self, weights: str, *, slots: int, context: int, threads: int | None = None) -> None:
+    def __init__(
+        self, weights: str, *, slots: int, context: int, threads: int | None = None, embeddings: bool = False
+    ) -> None:
         self._weights = weights_path(weights)
         self._slots, self._context, self._threads = slots, max(context, _MEMORY_FLOOR), threads
+        self._embeddings = embeddings
         self._child: asyncio.subprocess.Process | None = None
         self._http: OpenAIHttpEngine | None = None
 
     @property
-    def url(self) -> str:
-        if self._http is None:
-            raise EngineDownError("llama.cpp is not started", sent=False)
-        return self._http.url
+    def url(self) -> str | None:
+        return self._http.url if self._http is not None else None
 
     async def start(self) -> None:
         await self.close()
@@ -43,6 +45,7 @@ class LlamaCppEngine:
             "--slots", str(self._slots),
             "--context", str(self._context),
             *(["--threads", str(self._threads)] if self._threads else []),
+            *(["--embeddings"] if self._embeddings else []),
         ]  # fmt: skip
         self._child = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True
@@ -94,6 +97,7 @@ def _serve() -> None:
     parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--embeddings", action="store_true")
     wanted = parser.parse_args()
 
     import xllamacpp  # here: loading it takes a second that nobody else should pay
@@ -107,6 +111,13 @@ def _serve() -> None:
     params.verbosity = 1
     if wanted.threads:
         params.cpuparams.n_threads = wanted.threads
+    if wanted.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        # A text must go through in one pass, for the mean is taken over a pass. A cache split by slot would cut
+        # texts of unequal length that share a batch into several.
+        params.n_batch = params.n_ubatch = wanted.context
+        params.kv_unified = True
     server = xllamacpp.Server(params)
     sys.stdout.write(json.dumps({"url": server.listening_address}) + "\n")
     sys.stdout.flush()

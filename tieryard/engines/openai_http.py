@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import accumulate
 from typing import Any
 
 import aiohttp
@@ -24,6 +26,7 @@ from tieryard.errors import (
     EngineError,
     EngineTimeoutError,
 )
+from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Endpoint
 
 # What each server takes to say, while it streams, how many tokens it has made so far.
 _RUNNING_USAGE: dict[str, dict[str, Any]] = {
@@ -33,11 +36,12 @@ _RUNNING_USAGE: dict[str, dict[str, Any]] = {
 }
 # llama.cpp closes the connection after each stream and does not say so; a request sent on it again would be lost.
 _HEADERS: dict[str, dict[str, str]] = {"llama_cpp": {"connection": "close"}}
+_TOO_LARGE = re.compile(r"input \(\d+ tokens\) is too large to process")  # llama.cpp's words, with a 500
 _KEEPALIVE_S = 4.0  # below uvicorn's 5 s, or the server may close a connection just as a request goes out on it
 
 
 class OpenAIHttpEngine:
-    """Streams chat completions from `url`."""
+    """Chats, plain completions and embeddings from `url`. What is generated is streamed."""
 
     def __init__(
         self,
@@ -51,7 +55,7 @@ class OpenAIHttpEngine:
     ) -> None:
         self.url = url.rstrip("/")
         self._model = model
-        self._check_model = server != "llama_cpp"  # which answers to any name
+        self._server = server
         self._options = _RUNNING_USAGE[server]
         self._headers = _HEADERS.get(server, {}) | ({"authorization": f"Bearer {key}"} if key else {})
         self._connections = connections
@@ -70,7 +74,7 @@ class OpenAIHttpEngine:
                     await asyncio.sleep(0.2)
         except TimeoutError:
             raise EngineDownError(f"{self.url}/v1/models: {last} for 30 s", sent=False) from None
-        if self._check_model and served and self._model not in served:
+        if self._server != "llama_cpp" and served and self._model not in served:  # llama.cpp answers to any name
             raise EngineDownError(f"{self.url} serves {', '.join(sorted(served)[:5])}, not '{self._model}'", sent=False)
 
     async def healthy(self) -> bool:
@@ -92,10 +96,17 @@ class OpenAIHttpEngine:
             await self._client.aclose()
             self._client = None
 
-    async def stream(self, body: dict[str, Any]) -> Stream:
+    def stream(self, body: dict[str, Any]) -> Stream:
+        if "input" in body:
+            return self._embed(body)
+        return self._generate(CHAT if "messages" in body else COMPLETIONS, body)
+
+    async def _generate(self, endpoint: Endpoint, body: dict[str, Any]) -> Stream:
         request = {"model": self._model, **body, **self._options, "stream": True, "n": 1}
-        finish_reason, usage, fingerprint = None, None, None
-        async with self._open(request) as response, contextlib.aclosing(_events(response)) as chunks:
+        if self._server == "llama_cpp" and endpoint == COMPLETIONS:
+            request |= _llama_cpp_schema(body)
+        finish_reason, usage, fingerprint, written = None, None, None, 0
+        async with self._open(endpoint, request) as response, contextlib.aclosing(_events(response)) as chunks:
             async for chunk in chunks:
                 if error := chunk.get("error"):
                     raise _translate(chunk, _status(error))
@@ -104,12 +115,26 @@ class OpenAIHttpEngine:
                 usage = running if chunk.get("usage") else usage
                 for choice in chunk.get("choices") or ():
                     finish_reason = choice.get("finish_reason") or finish_reason
-                    text = (choice.get("delta") or {}).get("content")
-                    if text:
-                        yield Delta(text, running)
+                    text, extra = _piece(choice, written if endpoint == COMPLETIONS else None)
+                    written += len(text)
+                    if text or extra:
+                        yield Delta(text, running, extra)
         if usage is None or finish_reason is None:
             raise EngineDownError("the stream ended without a finish reason and usage")
         yield Done(finish_reason, usage, fingerprint)
+
+    async def _embed(self, body: dict[str, Any]) -> Stream:
+        request = {"model": self._model, **body, "encoding_format": "float"}
+        async with self._open(EMBEDDINGS, request) as response:
+            answer = _json(b"".join([part async for part in _parts(response)]))
+        if error := answer.get("error"):
+            raise _translate(answer, _status(error))
+        vectors, usage = _vectors(answer, 1 if isinstance(body["input"], str) else len(body["input"]))
+        size = body.get("dimensions")
+        if size is not None and len(vectors[0]) != size:  # llama.cpp takes no notice of what it cannot do
+            raise BadRequestError(f"the model gives {len(vectors[0])} dimensions and cannot give {size}")
+        yield Delta("", extra={"embeddings": vectors})
+        yield Done("stop", usage, answer.get("system_fingerprint"))
 
     def _http(self) -> httpx.AsyncClient:
         """Made on first use: aiohttp's connector wants a running loop."""
@@ -122,12 +147,12 @@ class OpenAIHttpEngine:
         return self._client
 
     @contextlib.asynccontextmanager
-    async def _open(self, request: dict[str, Any]) -> AsyncIterator[httpx.Response]:
+    async def _open(self, endpoint: Endpoint, request: dict[str, Any]) -> AsyncIterator[httpx.Response]:
         """One POST, its failures translated. Leaving it early closes the connection, which aborts the request."""
         try:
             async with self._http().stream(
                 "POST",
-                f"{self.url}/v1/chat/completions",
+                f"{self.url}{endpoint}",
                 content=orjson.dumps(request),
                 headers={"content-type": "application/json"},
             ) as response:
@@ -167,15 +192,21 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
 async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The body's lines. httpx's `aiter_lines` also splits at U+2028 and its like, which JSON strings may hold."""
     rest = b""
-    try:
-        async for part in response.aiter_bytes():
+    async with contextlib.aclosing(_parts(response)) as parts:
+        async for part in parts:
             *lines, rest = (rest + part).split(b"\n")
             for line in lines:
                 yield line
-    except RuntimeError as error:  # aiohttp's, when the engine was closed under its streams
-        raise EngineDownError(f"the stream broke off: {error}") from error
     if rest:
         yield rest
+
+
+async def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    try:
+        async for part in response.aiter_bytes():
+            yield part
+    except RuntimeError as error:  # aiohttp's, when the engine was closed under its streams
+        raise EngineDownError(f"the stream broke off: {error}") from error
 
 
 async def _finish(lines: AsyncIterator[bytes]) -> None:
@@ -184,6 +215,59 @@ async def _finish(lines: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(0.1):
             async for _ in lines:
                 pass
+
+
+def _piece(choice: dict[str, Any], offset: int | None) -> tuple[str, dict[str, Any] | None]:
+    """What a chunk's choice adds: its text, and what is not text. `offset` is None in a chat."""
+    delta = choice.get("delta") or {}
+    logprobs = choice.get("logprobs") or {}
+    if offset is not None and "content" in logprobs:
+        logprobs = _plain_logprobs(logprobs["content"] or [], offset)
+    found = {
+        "tool_calls": delta.get("tool_calls"),
+        "logprobs": logprobs if any(logprobs.values()) else None,
+        "reasoning_content": delta.get("reasoning_content") or delta.get("reasoning"),  # as newer vLLM says
+    }
+    extra = {name: value for name, value in found.items() if value}
+    return delta.get("content") or choice.get("text") or "", extra or None
+
+
+def _plain_logprobs(items: list[dict[str, Any]], offset: int) -> dict[str, list[Any]]:
+    """llama.cpp gives plain completions a chat's logprobs; OpenAI's and vLLM's are lists side by side."""
+    tokens = [item["token"] for item in items]
+    return {
+        "tokens": tokens,
+        "token_logprobs": [item["logprob"] for item in items],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in item.get("top_logprobs") or ()} for item in items],
+        "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
+    }
+
+
+def _llama_cpp_schema(body: dict[str, Any]) -> dict[str, Any]:
+    """llama.cpp overlooks `response_format` beside a raw prompt, and has a member of its own."""
+    wanted = body.get("response_format") or {"type": "text"}
+    match wanted.get("type"):
+        case "text":
+            return {}
+        case "json_object":
+            return {"json_schema": {"type": "object"}}
+        case "json_schema":
+            return {"json_schema": (wanted.get("json_schema") or {}).get("schema") or {}}
+    raise BadRequestError("response_format.type must be one of 'text', 'json_object' and 'json_schema'", status=400)
+
+
+def _vectors(answer: dict[str, Any], count: int) -> tuple[list[list[float]], Usage]:
+    """An answer's vectors in the order of the inputs. Raises EngineDownError when they are not all there."""
+    try:
+        rows = sorted(answer["data"], key=lambda row: row["index"])
+        vectors = [row["embedding"] for row in rows]
+        usage = Usage(int(answer["usage"]["prompt_tokens"]), 0)
+        whole = [row["index"] for row in rows] == list(range(count))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineDownError(f"an answer without vectors or usage: {type(error).__name__} {error}") from error
+    if not whole or not all(isinstance(vector, list) and vector for vector in vectors):
+        raise EngineDownError(f"an answer that has no vector for each of {count} inputs")
+    return vectors, usage
 
 
 def _usage(chunk: dict[str, Any]) -> Usage | None:
@@ -242,6 +326,8 @@ def _translate(body: dict[str, Any], status: int, headers: httpx.Headers | None 
     kind = f"{detail.get('type') or ''} {detail.get('code') or ''}".lower()  # never the message: it quotes the caller
     if status in (429, 503) or "overloaded" in kind:
         return EngineBusyError(message, status=status, retry_after_s=_retry_after_s(headers))
+    if _TOO_LARGE.match(message):
+        return ContextLengthError(message, status=status)
     if status == 408:
         return EngineTimeoutError(message, status=status)
     if status >= 500:

@@ -14,7 +14,7 @@ from pydantic_core import from_json
 from tieryard.errors import RequestError
 from tieryard.requests.fields import Duration, Metadata, parse_duration, refusal, refuse_nul
 from tieryard.requests.native import JobCreate, Message
-from tieryard.requests.openai import BODIES, BatchLine, ChatCreate, CompletionCreate, EmbeddingCreate
+from tieryard.requests.openai import BODIES, BatchCreate, BatchLine, ChatCreate, CompletionCreate, EmbeddingCreate
 from tieryard.requests.request import (
     CHAT,
     COMPLETIONS,
@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_MAX_TOKENS",
     "EMBEDDINGS",
     "ENDPOINTS",
+    "BatchCreate",
     "ChatCreate",
     "CompletionCreate",
     "Duration",
@@ -41,6 +42,7 @@ __all__ = [
     "Message",
     "Metadata",
     "Request",
+    "parse_batch",
     "parse_batch_line",
     "parse_body",
     "parse_duration",
@@ -70,6 +72,16 @@ def parse_body(endpoint: Endpoint, raw: str | bytes) -> ChatCreate | CompletionC
         raise refusal(error) from None
     refuse_nul(raw)
     return body
+
+
+def parse_batch(raw: bytes) -> BatchCreate:
+    """Reads what a batch is to be made of. Raises RequestError that names the field."""
+    try:
+        wanted = BatchCreate.model_validate_json(raw)
+    except ValidationError as error:
+        raise refusal(error) from None
+    refuse_nul(raw)
+    return wanted
 
 
 def parse_batch_line(raw: str, *, endpoint: str | None = None) -> Request:

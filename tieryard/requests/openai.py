@@ -6,11 +6,13 @@ service (`store`, `user`, `service_tier`, …) are taken and have no effect. doc
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from tieryard.requests.fields import INT64, JsonObject, Metadata, NotBlank
+from tieryard.errors import RequestError
+from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, NotBlank, refusal
 from tieryard.requests.request import (
     CHAT,
     COMPLETIONS,
@@ -240,3 +242,56 @@ class BatchLine(BaseModel):
     method: Literal["POST"]
     url: Endpoint
     body: dict[str, Any]
+
+
+class ExpiresAfter(_Open):
+    """When a file is to go, counted from its creation."""
+
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=3600, le=2_592_000)
+
+    def delta(self) -> timedelta:
+        return timedelta(seconds=self.seconds)
+
+
+class BatchCreate(_Open):
+    """`POST /v1/batches`. The last three are Tieryard's own (in the OpenAI client: `extra_body`)."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input_file_id": "file_7", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+                {
+                    "input_file_id": "file_7",
+                    "endpoint": "/v1/chat/completions",
+                    "completion_window": "90m",
+                    "metadata": {"run": "nightly"},
+                    "reuse": True,
+                },
+            ]
+        }
+    )
+
+    input_file_id: str = Field(description="An uploaded file of purpose `batch`.")
+    endpoint: Endpoint = Field(description="What all its lines call.")
+    completion_window: Annotated[str, Field(max_length=32)] = Field(
+        description="When its lines must be done: any duration, such as `15m`, `1h` or `24h`."
+    )
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+    tier: str | None = Field(default=None, description="Service class. Default: `bulk` where the catalog has it.")
+    reuse: bool = Field(
+        default=False,
+        description="Take answers that earlier batches got to the same requests from what is still deployed.",
+    )
+    callback_url: AnyHttpUrl | None = Field(default=None, description="Told when the batch is over, signed.")
+
+    def window(self) -> timedelta:
+        """Raises RequestError."""
+        try:
+            return _duration.validate_python(self.completion_window)
+        except ValidationError as error:
+            raise RequestError(refusal(error).message, param="completion_window") from None
+
+
+_duration: TypeAdapter[timedelta] = TypeAdapter(Duration)

@@ -70,6 +70,6 @@ def needs_of(body: dict[str, Any]) -> frozenset[str]:
         wanted.add("json_schema")
     if body.get("tools"):
         wanted.add("tools")
-    if body.get("logprobs"):
+    if body.get("logprobs") not in (None, False):
         wanted.add("logprobs")
     return frozenset(wanted)

@@ -102,7 +102,7 @@ def _refusal(job: JobFeatures, candidate: Candidate) -> str:
     total = job.prompt_tokens[candidate.tokenizer] + job.max_tokens
     if total > candidate.context_limit:
         return f"prompt + max_tokens = {total} tokens exceed its context of {candidate.context_limit}"
-    return ""
+    return candidate.refused
 
 
 def _distance(job: JobFeatures, candidate: Candidate) -> int:

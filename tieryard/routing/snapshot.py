@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Self
 
@@ -26,7 +27,8 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A deployment as the router sees it. `live` is whether a replica is serving now."""
+    """A deployment as the router sees it. `live` is whether a replica is serving now; `refused` says why it can take
+    nothing at this moment, for a call that cannot wait until it can."""
 
     name: str
     size_class: SizeClass
@@ -41,6 +43,7 @@ class Candidate:
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
+    refused: str = ""
     profiles: dict[str, Profile] = field(default_factory=dict)
 
 
@@ -83,6 +86,11 @@ class Snapshot:
                 for name, d in catalog.deployments.items()
             ),
         )
+
+    def refusing(self, reasons: Mapping[str, str]) -> Self:
+        """The same, but these candidates (by name) can take nothing now, for these reasons."""
+        candidates = (replace(c, refused=reasons.get(c.name, c.refused)) for c in self.candidates)
+        return replace(self, candidates=tuple(candidates))
 
     def to_json(self) -> bytes:
         """The same snapshot gives the same bytes."""

@@ -1,4 +1,4 @@
-"""Batches: saved whole as raw lines, expanded into jobs chunk by chunk, released window by window.
+"""Batches: saved whole as raw lines, expanded into jobs chunk by chunk, released window by window, closed.
 
 A batch's ids are one block: the batch itself, then a job for each line. So a job row follows from its line
 number, expansion is unique on (batch, line) by the primary key, and any part of a batch is one run.
@@ -6,35 +6,43 @@ number, expansion is unique on (batch, line) by the primary key, and any part of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Self
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Self
 
-from psycopg.rows import TupleRow
+import orjson
 
-from tieryard.store.connection import Connection, Store, storable
-
-_CHUNK = 2000
+from tieryard.errors import NotFoundError
+from tieryard.ids import public
+from tieryard.store import enqueued, idempotency
+from tieryard.store.connection import Connection, Store
+from tieryard.store.idempotency import Mark
+from tieryard.store.schema import File
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """A list or file as accepted. `lines` are the callers' JSON objects, one a job."""
+    """What batches of both kinds are accepted with. `tokens` count against the tenant's cap; None where it has none."""
 
     tenant_id: int
     tier: str
-    lines: list[str]
     deadline: datetime
     callback_url: str | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What validation says of one line: `error` None makes it a job, otherwise a failed one."""
+class FileBatch:
+    """What a batch made from a file has beside: `fault` says why no line of it can be read."""
 
-    error: str | None = None
-    wants_callback: bool = False
+    file: File
+    endpoint: str
+    window: str
+    metadata: dict[str, str] | None = None
+    reuse: bool = False
+    output_expires_after: timedelta | None = None
+    fault: dict[str, Any] | None = field(default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,7 @@ class OpenBatch:
     deadline: datetime
     outstanding: int
     lowest: int | None
+    stopping: bool = False
 
     def released_further(self, n: int) -> Self:
         """The same batch with `n` more lines released."""
@@ -58,7 +67,8 @@ class OpenBatch:
 
     @property
     def releasable(self) -> int:
-        return self.expanded_to - self.released_to
+        """Nothing more goes out once it is cancelled or past its window: what waits is rescue's to end."""
+        return 0 if self.stopping else self.expanded_to - self.released_to
 
     @property
     def done(self) -> bool:
@@ -69,7 +79,7 @@ class OpenBatch:
 # job would walk over the index entries of everything that has finished since.
 _OPEN = """
 SELECT b.id, b.tenant_id, b.tier, b.first_job_id, b.total, b.expanded_to, b.released_to, b.deadline,
-       w.outstanding, w.lowest
+       w.outstanding, w.lowest, b.cancelling_at IS NOT NULL OR b.deadline < now()
 FROM batch b
 LEFT JOIN unnest(%(ids)s::bigint[], %(floors)s::bigint[]) AS f (id, floor) ON f.id = b.id
 CROSS JOIN LATERAL (
@@ -78,113 +88,135 @@ CROSS JOIN LATERAL (
     WHERE job.batch_id = b.id AND job.finished_at IS NULL
       AND job.id >= coalesce(f.floor, b.first_job_id) AND job.id < b.first_job_id + b.released_to
 ) w
-WHERE b.finished_at IS NULL
+WHERE b.finished_at IS NULL AND b.finalizing_at IS NULL
 ORDER BY b.deadline, b.id
 """
 
-# One expander a batch, by an advisory lock: the batch's row stays free while its lines are validated, so that the
-# feeder can release what is expanded already. (The two-key form cannot meet the roles of `leader.py`.)
-_EXPANDABLE = """
-SELECT id FROM (
-    SELECT id FROM batch WHERE finished_at IS NULL AND expanded_to < total AND id <> ALL(%(not)s) ORDER BY id OFFSET 0
-) waiting
-WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647)::int) LIMIT 1
-"""
-
+# All jobs are final. A list is finished with that; a file's batch when its output has been measured (`close`).
 _COMPLETE = """
 WITH done AS (
-    UPDATE batch b SET finished_at = now(), outcome = 'completed'
-    WHERE b.id = ANY(%(ids)s) AND b.finished_at IS NULL AND b.released_to = b.total
+    UPDATE batch b SET finalizing_at = now(),
+        counts = (SELECT jsonb_object_agg(state, n) FROM (
+            SELECT state, count(*) AS n FROM job
+            WHERE id >= b.first_job_id AND id < b.first_job_id + b.total GROUP BY state) counted),
+        finished_at = CASE WHEN b.endpoint IS NULL THEN now() END,
+        outcome = CASE WHEN b.endpoint IS NOT NULL THEN NULL WHEN b.cancelling_at IS NOT NULL THEN 'cancelled'
+                       ELSE 'completed' END
+    WHERE b.id = ANY(%(ids)s) AND b.finished_at IS NULL AND b.finalizing_at IS NULL AND b.released_to = b.total
       AND NOT EXISTS (SELECT FROM job WHERE job.batch_id = b.id AND job.finished_at IS NULL)
-    RETURNING b.id, b.tenant_id, b.callback_url
+    RETURNING b.id, b.tenant_id, b.callback_url, b.outcome
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT tenant_id, 'batch.completed', id, callback_url FROM done WHERE callback_url IS NOT NULL
+    SELECT tenant_id, 'batch.' || outcome, id, callback_url FROM done
+    WHERE callback_url IS NOT NULL AND outcome IS NOT NULL
 )
-SELECT id FROM done
+SELECT id, outcome IS NOT NULL FROM done
+"""
+
+_TO_CLOSE = """
+SELECT id, tenant_id FROM batch WHERE finished_at IS NULL AND finalizing_at IS NOT NULL ORDER BY total
+"""
+
+# The end of a file's batch: its outcome, its files, and who is told, together. Guarded, so two closers do it once.
+_CLOSE = """
+WITH ended AS (
+    UPDATE batch SET finished_at = now(), output_file_id = %(output_id)s, error_file_id = %(errors_id)s,
+        outcome = CASE WHEN cancelling_at IS NOT NULL THEN 'cancelled'
+                       WHEN counts ? 'expired' THEN 'expired' ELSE 'completed' END
+    WHERE id = %(batch)s AND finished_at IS NULL
+    RETURNING id, tenant_id, outcome, callback_url, output_expires_s
+), files AS (
+    INSERT INTO file (id, tenant_id, purpose, filename, bytes, batch_id, expires_at)
+    SELECT f.id, tenant_id, 'batch_output', 'batch_' || ended.id || f.suffix, f.bytes, ended.id,
+           now() + output_expires_s * interval '1 second'
+    FROM ended, (VALUES (%(output_id)s::bigint, '_output.jsonl', %(output_bytes)s::bigint),
+                        (%(errors_id)s::bigint, '_error.jsonl', %(errors_bytes)s::bigint)) AS f (id, suffix, bytes)
+    WHERE f.id IS NOT NULL
+), owed AS (
+    INSERT INTO outbox (tenant_id, event, subject_id, url)
+    SELECT tenant_id, 'batch.' || outcome, id, callback_url FROM ended WHERE callback_url IS NOT NULL
+)
+SELECT outcome FROM ended
+"""
+
+_CANCEL = """
+UPDATE batch SET cancelling_at = now()
+WHERE id = %(id)s AND finished_at IS NULL AND finalizing_at IS NULL AND cancelling_at IS NULL
+RETURNING id
+"""
+
+_INSERT = """
+INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests, deadline, callback_url,
+                   enqueued_tokens, endpoint, "window", metadata, reuse, output_expires_s, fault, outcome, finished_at)
+VALUES (%(id)s, %(tenant)s, %(tier)s, %(source)s, %(id)s + 1, %(total)s, %(requests)s, %(deadline)s, %(callback)s,
+        %(tokens)s, %(endpoint)s, %(window)s, %(metadata)s::jsonb, %(reuse)s, %(expires_s)s, %(fault)s,
+        CASE WHEN %(fault)s::text IS NOT NULL THEN 'failed' END, CASE WHEN %(fault)s::text IS NOT NULL THEN now() END)
 """
 
 
-def save_batch(store: Store, batch: NewBatch) -> int:
-    """Saves a batch and its raw lines in one transaction: its id. Its jobs are `id + 1 … id + len(lines)`."""
-    batch_id = store.reserve_ids(len(batch.lines) + 1)
+def save_batch(store: Store, new: NewBatch, lines: list[str], *, mark: Mark | None = None) -> int:
+    """Saves a list of native jobs, each line one: the batch's id. Its jobs are `id + 1 … id + len(lines)`.
+
+    Raises LimitError past the tenant's cap, AlreadyMadeError when `mark` has made one.
+    """
+    batch_id = store.reserve_ids(len(lines) + 1)
     with store.transaction() as connection:
-        connection.execute(
-            "INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests, deadline, callback_url) "
-            "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                batch_id,
-                batch.tenant_id,
-                batch.tier,
-                batch_id,
-                batch_id + 1,
-                len(batch.lines),
-                len(batch.lines),
-                batch.deadline,
-                batch.callback_url,
-            ],
-        )
+        _insert(connection, batch_id, new, mark, source=batch_id, total=len(lines), requests=len(lines))
         with connection.cursor().copy("COPY line (source_id, line_no, body) FROM STDIN") as copy:
-            for number, body in enumerate(batch.lines, start=1):
+            for number, body in enumerate(lines, start=1):
                 copy.write_row((batch_id, number, body))
     return batch_id
 
 
-def expand_chunk(store: Store, judge: Callable[[str], Verdict]) -> tuple[int, int] | None:
-    """Turns the next chunk of unexpanded lines into jobs: (batch id, lines done), or None when none wait.
-
-    `judge(line)` validates one line. Restartable: a chunk and the batch's `expanded_to` commit together.
-    """
+def save_file_batch(store: Store, new: NewBatch, made: FileBatch, *, mark: Mark | None = None) -> int:
+    """Makes a batch of an uploaded file's lines: its id. Raises as `save_batch` does."""
+    file = made.file
+    batch_id = store.reserve_ids(file.lines + 1)
+    window = made.output_expires_after
     with store.transaction() as connection:
-        found = _lock_batch(connection)
-        if found is None:
-            return None
-        batch_id, tenant_id, tier, source_id, first_job_id, expanded_to, deadline, created_at = found
-        lines = connection.execute(
-            "SELECT line_no, body FROM line WHERE source_id = %s AND line_no > %s ORDER BY line_no LIMIT %s",
-            [source_id, expanded_to, _CHUNK],
-        ).fetchall()
-        refused: list[tuple[int, str]] = []
-        with connection.cursor().copy(
-            "COPY job (id, batch_id, tenant_id, source_id, line_no, tier, state, deadline, created_at, "
-            "wants_callback, finished_at) FROM STDIN"
-        ) as copy:
-            for number, body in lines:
-                verdict = judge(body)
-                job_id = first_job_id + number - 1
-                state, finished_at = ("queued", None) if verdict.error is None else ("failed", created_at)
-                if verdict.error is not None:
-                    refused.append((job_id, storable(verdict.error)))
-                copy.write_row(
-                    (job_id, batch_id, tenant_id, source_id, number, tier, state, deadline, created_at,
-                     verdict.wants_callback, finished_at)
-                )  # fmt: skip
-        if refused:
-            connection.cursor().executemany(
-                "INSERT INTO result (job_id, error_kind, error) VALUES (%s, 'invalid_request', %s)", refused
-            )
-        connection.execute("UPDATE batch SET expanded_to = %s WHERE id = %s", [expanded_to + len(lines), batch_id])
-    return batch_id, len(lines)
+        alive = connection.execute("SELECT FROM file WHERE id = %s AND deleted_at IS NULL FOR SHARE", [file.id])
+        if alive.fetchone() is None:
+            raise NotFoundError(f"no file '{public('file', file.id)}'", param="input_file_id")
+        _insert(
+            connection,
+            batch_id,
+            new,
+            mark,
+            source=file.id,
+            total=file.lines,
+            requests=file.requests,
+            endpoint=made.endpoint,
+            window=made.window,
+            metadata=orjson.dumps(made.metadata).decode() if made.metadata is not None else None,
+            reuse=made.reuse,
+            expires_s=int(window.total_seconds()) if window else None,
+            fault=orjson.dumps(made.fault).decode() if made.fault else None,
+        )
+    return batch_id
 
 
-def _lock_batch(connection: Connection) -> TupleRow | None:
-    """The first batch with lines to expand that nobody else expands, as it is now that it is ours."""
-    passed: list[int] = []
-    while (locked := connection.execute(_EXPANDABLE, {"not": passed}).fetchone()) is not None:
-        # Read after the lock: another expander may have committed a chunk, or the last one, just before it.
-        found = connection.execute(
-            "SELECT id, tenant_id, tier, source_id, first_job_id, expanded_to, deadline, created_at FROM batch "
-            "WHERE id = %s AND expanded_to < total",
-            [locked[0]],
-        ).fetchone()
-        if found is not None:
-            return found
-        passed.append(locked[0])
-    return None
+def _insert(connection: Connection, batch_id: int, new: NewBatch, mark: Mark | None, **own: Any) -> None:
+    idempotency.claim(connection, mark, batch_id)
+    if new.tokens is not None:
+        enqueued.admit(connection, new.tenant_id, new.tokens)
+    plain = {"endpoint": None, "window": None, "metadata": None, "reuse": False, "expires_s": None, "fault": None}
+    connection.execute(
+        _INSERT,
+        {
+            **plain,
+            **own,
+            "id": batch_id,
+            "tenant": new.tenant_id,
+            "tier": new.tier,
+            "deadline": new.deadline,
+            "callback": new.callback_url,
+            "tokens": new.tokens,
+        },
+    )
 
 
 def open_batches(connection: Connection, floors: dict[int, int]) -> list[OpenBatch]:
-    """Unfinished batches, earliest deadline first. `floors`: lowest unfinished job id known per batch."""
+    """Batches with jobs to come or to end, earliest deadline first. `floors`: lowest unfinished job ids known."""
     rows = connection.execute(_OPEN, {"ids": list(floors), "floors": list(floors.values())})
     return [OpenBatch(*row) for row in rows]
 
@@ -197,6 +229,32 @@ def release(connection: Connection, advances: Iterable[tuple[int, int, int]]) ->
     )
 
 
-def complete(connection: Connection, batch_ids: list[int]) -> list[int]:
-    """Marks those of the batches finished that have no unfinished job: their ids."""
-    return [row[0] for row in connection.execute(_COMPLETE, {"ids": batch_ids})]
+def complete(connection: Connection, batch_ids: list[int]) -> list[tuple[int, bool]]:
+    """Marks those of the batches that have no unfinished job: (id, whether that finishes it)."""
+    return [(row[0], row[1]) for row in connection.execute(_COMPLETE, {"ids": batch_ids})]
+
+
+def to_close(store: Store) -> list[tuple[int, int]]:
+    """Batches whose output is to be measured: (id, tenant id)."""
+    return [(row[0], row[1]) for row in store.fetch(_TO_CLOSE)]
+
+
+def close(store: Store, batch_id: int, *, output_bytes: int, error_bytes: int) -> str | None:
+    """Finishes a batch and gives it its files, those that are not empty: its outcome, None when another closed it."""
+    first = store.reserve_ids(2)
+    rows = store.fetch(
+        _CLOSE,
+        {
+            "batch": batch_id,
+            "output_id": first if output_bytes else None,
+            "errors_id": first + 1 if error_bytes else None,
+            "output_bytes": output_bytes,
+            "errors_bytes": error_bytes,
+        },
+    )
+    return str(rows[0][0]) if rows else None
+
+
+def cancel(store: Store, batch_id: int) -> bool:
+    """Asks for a batch's end: rescue ends what waits, workers what runs. False when it is over, or asked already."""
+    return bool(store.fetch(_CANCEL, {"id": batch_id}))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
+from typing import Any
 
 import orjson
 
@@ -32,7 +33,10 @@ class HandBack(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How one start ended: `state` is final, or QUEUED with a `hand_back` reason."""
+    """How one start ended: `state` is final, or QUEUED with a `hand_back` reason.
+
+    `extra` is of the answer, what is not text. `revision` is just what ran, as `model@revision`.
+    """
 
     job_id: int
     fence: int
@@ -53,6 +57,8 @@ class Ending:
     error_kind: str | None = None
     error: str | None = None
     fingerprint: str | None = None
+    extra: dict[str, Any] | None = None
+    revision: str | None = None
     hand_back: HandBack | None = None
     retry_in_s: float = 0.0
 
@@ -68,20 +74,20 @@ WITH ending AS (
     AS e (job_id bigint, fence int, state text, worker_id bigint, deployment text, catalog text,
           claimed_at timestamptz, wait_ms real, ttft_ms real, latency_ms real, prompt_tokens int,
           cached_tokens int, completion_tokens int, cost_usd numeric, output text, finish_reason text,
-          error_kind text, error text, fingerprint text)
+          error_kind text, error text, fingerprint text, extra jsonb, revision text)
 ), ended AS (
     UPDATE job SET state = ending.state, finished_at = now()
     FROM ending
     WHERE job.id = ending.job_id AND job.fence = ending.fence AND job.state = ANY(%(from)s)
     RETURNING job.id, job.tenant_id, job.batch_id, job.tier, job.category, job.wants_callback, ending.*
 ), answered AS (
-    INSERT INTO result (job_id, output, finish_reason, error_kind, error)
-    SELECT id, output, finish_reason, error_kind, error FROM ended
+    INSERT INTO result (job_id, output, finish_reason, error_kind, error, extra)
+    SELECT id, output, finish_reason, error_kind, error, extra FROM ended
 ), timed AS (
     INSERT INTO timing (job_id, fence, worker_id, deployment, outcome, claimed_at, wait_ms, ttft_ms, latency_ms,
-                        prompt_tokens, cached_tokens, completion_tokens, error, fingerprint)
+                        prompt_tokens, cached_tokens, completion_tokens, error, fingerprint, revision)
     SELECT id, fence, worker_id, deployment, state, claimed_at, wait_ms, ttft_ms, latency_ms,
-           prompt_tokens, cached_tokens, completion_tokens, error, fingerprint FROM ended
+           prompt_tokens, cached_tokens, completion_tokens, error, fingerprint, revision FROM ended
 ), billed AS (
     INSERT INTO ledger (job_id, fence, kind, tenant_id, batch_id, tier, deployment, category, prompt_tokens,
                         completion_tokens, cost_usd, catalog)

@@ -33,7 +33,7 @@ class AlreadyMadeError(TieryardError):
 
 
 def claim(connection: Connection, mark: Mark | None, subject_id: int) -> None:
-    """In the transaction that makes `subject_id`. Raises AlreadyMadeError, or ConflictError for another request's key."""
+    """In the transaction that makes `subject_id`. Raises AlreadyMadeError; ConflictError for a key used otherwise."""
     if mark is None:
         return
     made = connection.execute(

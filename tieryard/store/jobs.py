@@ -13,18 +13,21 @@ import orjson
 
 from tieryard.job import MAX_WORKER_DEATHS, Mover, State, sources
 from tieryard.routing import JobFeatures
+from tieryard.store import enqueued, idempotency
 from tieryard.store.connection import Connection, Store, storable
+from tieryard.store.idempotency import Mark
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A single job as accepted. `body` is the caller's JSON."""
+    """A single job as accepted. `body` is the caller's JSON; `tokens` count against the tenant's cap, if it has one."""
 
     tenant_id: int
     tier: str
     body: str
     deadline: datetime
     wants_callback: bool = False
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,8 @@ class Claimed:
 # A single job and its request, together; nudge_at is when rescue would publish it again.
 _SAVE = """
 WITH request AS (INSERT INTO line (source_id, line_no, body) VALUES (%(id)s, 1, %(body)s))
-INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, deadline, wants_callback, nudge_at)
-VALUES (%(id)s, %(tenant)s, %(id)s, 1, %(tier)s, 'queued', %(deadline)s, %(callback)s,
+INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, deadline, wants_callback, enqueued_tokens, nudge_at)
+VALUES (%(id)s, %(tenant)s, %(id)s, 1, %(tier)s, 'queued', %(deadline)s, %(callback)s, %(tokens)s,
         now() + %(patience)s * interval '1 second')
 RETURNING created_at
 """
@@ -163,22 +166,31 @@ SELECT (SELECT count(*) FROM waiting), (SELECT count(*) FROM asked)
 """
 
 
-def save_job(store: Store, job: NewJob, *, patience_s: float) -> tuple[int, datetime]:
-    """Saves one job and its request: (id, accepted at). Committed when this returns."""
+def save_job(store: Store, job: NewJob, *, patience_s: float, mark: Mark | None = None) -> tuple[int, datetime]:
+    """Saves one job and its request: (id, accepted at). Committed when this returns.
+
+    Raises LimitError past the tenant's cap, AlreadyMadeError when `mark` has made one.
+    """
     job_id = store.next_id()
-    rows = store.fetch(
-        _SAVE,
-        {
-            "id": job_id,
-            "tenant": job.tenant_id,
-            "tier": job.tier,
-            "body": job.body,
-            "deadline": job.deadline,
-            "callback": job.wants_callback,
-            "patience": patience_s,
-        },
-    )
-    return job_id, rows[0][0]
+    with store.transaction() as connection:
+        idempotency.claim(connection, mark, job_id)
+        if job.tokens is not None:
+            enqueued.admit(connection, job.tenant_id, job.tokens)
+        row = connection.execute(
+            _SAVE,
+            {
+                "id": job_id,
+                "tenant": job.tenant_id,
+                "tier": job.tier,
+                "body": job.body,
+                "deadline": job.deadline,
+                "callback": job.wants_callback,
+                "tokens": job.tokens,
+                "patience": patience_s,
+            },
+        ).fetchone()
+        assert row is not None
+    return job_id, row[0]
 
 
 def load_parcel(connection: Connection, ids: list[int]) -> list[Waiting]:

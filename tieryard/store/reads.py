@@ -40,11 +40,11 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """A batch and how far it is. `states` counts its jobs that exist; `cost_usd` sums their ledger rows."""
+    """A batch and how far it is. `states` counts its jobs that exist; `cost_usd` sums their ledger rows, if asked."""
 
     batch: Batch
     states: dict[str, int]
-    cost_usd: Decimal
+    cost_usd: Decimal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +100,34 @@ def get_batch(store: Store, batch_id: int, *, tenant_id: int) -> BatchRow:
     """One batch with live counts. Raises NotFoundError, also for another tenant's."""
     with store.session() as session:
         batch = _batch(session, batch_id, tenant_id)
+        states = _states(session, batch)
         first, last = batch.first_job_id, batch.first_job_id + batch.total - 1
-        counted = session.exec(
-            select(Job.state, func.count()).where(col(Job.id).between(first, last)).group_by(col(Job.state))
-        )
-        states = {str(state): 0 for state in State} | dict(counted.all())
         cost = session.exec(
             select(func.coalesce(func.sum(Ledger.cost_usd), 0)).where(col(Ledger.job_id).between(first, last))
         ).one()
         session.expunge_all()
         return BatchRow(batch, states, Decimal(cost))
+
+
+def list_batches(store: Store, *, tenant_id: int, after: int | None, limit: int) -> list[BatchRow]:
+    """A page of batches, newest first, without their costs. `after` is the last id of the page before."""
+    statement = select(Batch).where(Batch.tenant_id == tenant_id).order_by(col(Batch.id).desc()).limit(limit)
+    if after is not None:
+        statement = statement.where(col(Batch.id) < after)
+    with store.session() as session:
+        found = [BatchRow(batch, _states(session, batch), None) for batch in session.exec(statement)]
+        session.expunge_all()
+        return found
+
+
+def _states(session: Session, batch: Batch) -> dict[str, int]:
+    """Jobs by state: as they were when the last one ended, or counted now."""
+    counts = batch.counts
+    if counts is None:
+        last = batch.first_job_id + batch.total - 1
+        ids = col(Job.id).between(batch.first_job_id, last)
+        counts = dict(session.exec(select(Job.state, func.count()).where(ids).group_by(col(Job.state))).all())
+    return {str(state): 0 for state in State} | counts
 
 
 def live_workers(store: Store) -> list[tuple[int, str, str | None, str, int, datetime]]:

@@ -24,7 +24,8 @@ UPDATE worker SET stopped_at = now() WHERE stopped_at IS NULL AND lease_until < 
 _DEATHS = "(worker_deaths + (worker_deaths < %(most)s - 1 OR ran_alone)::int)"
 
 # Running jobs of workers that have stopped, whoever noticed. A stop that was asked for is honoured here, since
-# its worker cannot; the third death fails the job; everything else goes back to the queue.
+# its worker cannot; a call, whose caller has lost its connection, and the third death fail the job; everything else
+# goes back to the queue.
 _ORPHANS = """
 WITH orphan AS (
     SELECT id FROM job
@@ -36,13 +37,13 @@ WITH orphan AS (
     UPDATE job SET
         worker_deaths = {deaths},
         state = CASE WHEN stop_requested IS NOT NULL THEN stop_requested
-                     WHEN {deaths} >= %(most)s THEN 'failed' ELSE 'queued' END,
-        finished_at = CASE WHEN stop_requested IS NOT NULL OR {deaths} >= %(most)s THEN now() END,
+                     WHEN attended OR {deaths} >= %(most)s THEN 'failed' ELSE 'queued' END,
+        finished_at = CASE WHEN stop_requested IS NOT NULL OR attended OR {deaths} >= %(most)s THEN now() END,
         nudge_at = now()
     FROM orphan
     WHERE job.id = orphan.id AND job.state = ANY(%(from)s)
     RETURNING job.id, job.tenant_id, job.fence, job.worker_id, job.deployment, job.claimed_at, job.state,
-              job.wants_callback, job.worker_deaths, job.created_at
+              job.wants_callback, job.worker_deaths, job.created_at, job.attended
 ), timed AS (
     INSERT INTO timing (job_id, fence, worker_id, deployment, outcome, claimed_at, wait_ms, error)
     SELECT id, fence, worker_id, deployment, 'worker_died', claimed_at,
@@ -50,8 +51,9 @@ WITH orphan AS (
 ), why AS (
     INSERT INTO result (job_id, error_kind, error)
     SELECT id, CASE state WHEN 'failed' THEN 'worker_died' ELSE state END,
-           CASE state WHEN 'failed' THEN 'in flight at ' || worker_deaths || ' worker deaths'
-                      ELSE state || ' while its worker was dead' END
+           CASE WHEN state <> 'failed' THEN state || ' while its worker was dead'
+                WHEN attended THEN 'its caller''s connection ended with the API process'
+                ELSE 'in flight at ' || worker_deaths || ' worker deaths' END
     FROM moved WHERE state <> 'queued'
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
@@ -60,33 +62,36 @@ WITH orphan AS (
 SELECT state, count(*) FROM moved GROUP BY state
 """.replace("{deaths}", _DEATHS)
 
-# Deadlines, of everything that waits: released or not. A chunk a sweep, so that no sweep is long.
-_EXPIRE = """
+# Deadlines and cancelled batches, of everything that waits: released or not. A chunk at a time, so none is long.
+_STOP = """
 WITH batched AS (
-    SELECT job.id FROM batch JOIN job ON job.batch_id = batch.id AND job.finished_at IS NULL
-    WHERE batch.finished_at IS NULL AND batch.deadline < now() AND job.stop_requested IS NULL
-    LIMIT 5000 FOR UPDATE OF job SKIP LOCKED
+    SELECT job.id, CASE WHEN batch.cancelling_at IS NULL THEN 'expired' ELSE 'cancelled' END AS target
+    FROM batch JOIN job ON job.batch_id = batch.id AND job.finished_at IS NULL
+    WHERE batch.finished_at IS NULL AND (batch.deadline < now() OR batch.cancelling_at IS NOT NULL)
+      AND job.stop_requested IS NULL
+    LIMIT %(most)s FOR UPDATE OF job SKIP LOCKED
 ), single AS (
-    SELECT id FROM job
+    SELECT id, 'expired' AS target FROM job
     WHERE batch_id IS NULL AND finished_at IS NULL AND deadline < now() AND stop_requested IS NULL
-    LIMIT 5000 FOR UPDATE SKIP LOCKED
+    LIMIT %(most)s FOR UPDATE SKIP LOCKED
 ), late AS (
-    SELECT id FROM batched UNION ALL SELECT id FROM single
-), expired AS (
-    UPDATE job SET state = 'expired', finished_at = now() FROM late
+    SELECT * FROM batched UNION ALL SELECT * FROM single
+), stopped AS (
+    UPDATE job SET state = late.target, finished_at = now() FROM late
     WHERE job.id = late.id AND job.state = ANY(%(from)s)
-    RETURNING job.id, job.tenant_id, job.wants_callback
+    RETURNING job.id, job.tenant_id, job.state, job.wants_callback
 ), asked AS (
-    UPDATE job SET stop_requested = 'expired' FROM late
+    UPDATE job SET stop_requested = late.target FROM late
     WHERE job.id = late.id AND job.state = 'running' AND job.stop_requested IS NULL
 ), why AS (
     INSERT INTO result (job_id, error_kind, error)
-    SELECT id, 'expired', 'not finished within its completion window' FROM expired
+    SELECT id, state, CASE state WHEN 'expired' THEN 'not finished within its completion window'
+                                 ELSE 'cancelled with its batch' END FROM stopped
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, 'job.expired', id FROM expired WHERE wants_callback
+    SELECT tenant_id, 'job.' || state, id FROM stopped WHERE wants_callback
 )
-SELECT count(*) FROM expired
+SELECT (SELECT count(*) FROM stopped), (SELECT count(*) FROM late)
 """
 
 # A catalog that has changed may have lost the deployment that a job was given: it is routed again.
@@ -101,11 +106,12 @@ WHERE job.id = stranded.id AND job.state = ANY(%(from)s) AND NOT job.deployment 
 RETURNING job.id
 """
 
-# A batch whose window has passed hands the rest of its lines to the yard's edge once they are all final. Before that
-# it would fill the window with work that nobody does, and keep other batches out of it.
-_CLOSE_EXPIRED = """
+# A batch that was stopped hands the rest of its lines to the yard's edge once they are all final. Before that it
+# would fill the window with work that nobody does, and keep other batches out of it.
+_RELEASE_STOPPED = """
 UPDATE batch SET released_to = total
-WHERE finished_at IS NULL AND deadline < now() AND expanded_to = total AND released_to < total
+WHERE finished_at IS NULL AND (deadline < now() OR cancelling_at IS NOT NULL)
+  AND expanded_to = total AND released_to < total
   AND NOT EXISTS (SELECT FROM job WHERE job.batch_id = batch.id AND job.finished_at IS NULL
                   AND job.id >= batch.first_job_id + batch.released_to)
 """
@@ -143,6 +149,7 @@ WITH free AS (
 UPDATE batch SET mark_to = released_to, mark_at = now() FROM free WHERE batch.id = free.id
 """
 
+_MOST_STOPS = 5000
 _MOST_NUDGES = 20_000  # a sweep's, so that none is long; all there are when Redis has lost its memory
 
 
@@ -177,13 +184,13 @@ def reroute(connection: Connection, known: Collection[str]) -> int:
     return len(connection.execute(_REROUTE, wanted).fetchall())
 
 
-def expire(connection: Connection) -> int:
-    """Ends jobs past their window: how many. Running ones are asked to stop."""
-    row = connection.execute(
-        _EXPIRE, {"from": [s for s in sources(State.EXPIRED, Mover.RESCUE) if s in WAITING]}
-    ).fetchone()
-    connection.execute(_CLOSE_EXPIRED)
-    return int(row[0]) if row else 0
+def stop(connection: Connection) -> tuple[int, bool]:
+    """Ends waiting jobs that are past their window or whose batch is cancelled, and asks running ones to stop: (how
+    many it ended, whether there are more)."""
+    waiting = [s for s in sources(State.EXPIRED, Mover.RESCUE) if s in WAITING]
+    row = connection.execute(_STOP, {"from": waiting, "most": _MOST_STOPS}).fetchone()
+    connection.execute(_RELEASE_STOPPED)
+    return (int(row[0]), int(row[1]) >= _MOST_STOPS) if row else (0, False)
 
 
 def due_nudges(

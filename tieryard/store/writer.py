@@ -136,6 +136,7 @@ def _plainer(spoilt: Ending, error: Exception) -> Ending:
         state=State.FAILED,
         hand_back=None,
         output=None,
+        extra=None,
         finish_reason=None,
         fingerprint=None,
         error_kind="unstorable_answer",

@@ -24,18 +24,29 @@ from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import orjson
 from aiohttp import web
 
-from tieryard.testing.fake_wire import Ask, RefusalError, event, read_ask, read_object, read_prompt
+from tieryard.testing.fake_embeddings import read_embedding
+from tieryard.testing.fake_wire import (
+    Ask,
+    Generation,
+    RefusalError,
+    event,
+    read_generation,
+    read_object,
+    read_prompt,
+)
 from tieryard.testing.fault_plan import FakePlan
 
 _TTFT_BUCKETS_S = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75,
     1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
 )  # fmt: skip
+
+_A = TypeVar("_A", bound=Ask)
 
 
 @dataclass(slots=True)
@@ -118,6 +129,7 @@ class FakeVllm:
         app = web.Application(middlewares=[self._guard], client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", functools.partial(self._complete, chat=True))
         app.router.add_post("/v1/completions", functools.partial(self._complete, chat=False))
+        app.router.add_post("/v1/embeddings", self._embed)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
@@ -162,11 +174,18 @@ class FakeVllm:
             loop.close()
 
     async def _complete(self, request: web.Request, *, chat: bool) -> web.StreamResponse:
+        ask = await self._ask(request, functools.partial(read_generation, chat=chat))
+        return await (self._stream(request, ask) if ask.stream else self._answer(ask))
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        return await self._answer(await self._ask(request, read_embedding))
+
+    async def _ask(self, request: web.Request, read: Callable[..., _A]) -> _A:
+        """Counts and reads a request, and does what its fault says of the moment before it is answered."""
         arrived = time.monotonic()
         self.state.requests += 1
         number = self.state.requests
-        body = read_object(await request.read())
-        ask = read_ask(body, self.plan, number=number, arrived=arrived, chat=chat)
+        ask = read(read_object(await request.read()), self.plan, number=number, arrived=arrived)
         fault = ask.fault
         if fault is not None and fault.status is not None:
             wait_s = math.ceil(fault.amount(1)) if fault.status in (429, 503) or fault.number is not None else None
@@ -174,17 +193,17 @@ class FakeVllm:
         if ask.has("reset"):
             self.state.faulted += 1
             await _reset(request)
-        return await (self._stream(request, ask) if ask.stream else self._answer(ask))
+        return ask
 
     async def _answer(self, ask: Ask) -> web.Response:
         async with self._slot(ask) as started:
             await _until(started + self._due_s(0))
             self.state.first_token(ask)
-            await _until(started + self._due_s(max(len(ask.pieces) - 1, 0)))
+            await _until(started + self._due_s(max(ask.completion_tokens - 1, 0)))
             self.state.generation_tokens += ask.completion_tokens
         return _json(ask.whole())
 
-    async def _stream(self, request: web.Request, ask: Ask) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, ask: Generation) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         # A ConnectionResetError is the client leaving between two writes; `_slot` has counted it.
         with contextlib.suppress(_FaultedError, ConnectionResetError):
@@ -197,7 +216,7 @@ class FakeVllm:
         return response
 
     async def _write_content(
-        self, request: web.Request, response: web.StreamResponse, ask: Ask, started: float
+        self, request: web.Request, response: web.StreamResponse, ask: Generation, started: float
     ) -> None:
         role = ask.event(0, "", role="assistant") if ask.chat else b""
         ping = b": ping\n\n" if ask.has("slow_role") else b""
@@ -206,16 +225,15 @@ class FakeVllm:
             role = b""
         await _until(started + self._due_s(0))
         self.state.first_token(ask)
-        packing = self.plan.packing
+        packing = 1 if ask.call else self.plan.packing  # a call's opening and its arguments are two events
         for number, first in enumerate(range(0, len(ask.pieces), packing)):
             await _until(started + self._due_s(first))
             await self._go_wrong(request, response, ask, number)
-            pieces = ask.pieces[first : first + packing]
-            self.state.generation_tokens += len(pieces)
-            await response.write(role + ping + ask.event(first + len(pieces), "".join(pieces)))
+            self.state.generation_tokens += len(ask.pieces[first : first + packing])
+            await response.write(role + ping + ask.piece(first, packing))
             role = b""
 
-    async def _go_wrong(self, request: web.Request, response: web.StreamResponse, ask: Ask, number: int) -> None:
+    async def _go_wrong(self, request: web.Request, response: web.StreamResponse, ask: Generation, number: int) -> None:
         """Does what the request's fault says of the moment before event `number` of its content, from 0."""
         fault = ask.fault
         if fault is None or number != (int(fault.amount(2)) if fault.name in ("reset_midstream", "ends_early") else 2):
@@ -266,7 +284,7 @@ class FakeVllm:
             raise
         else:
             state.finished += 1
-            state.success[ask.finish_reason] += 1
+            state.success[ask.ended] += 1
         finally:
             state.running -= 1
             state.held_tokens -= held

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from tieryard.testing.fake_logprobs import chat_logprobs, plain_logprobs
 from tieryard.testing.fault_plan import FakePlan, Fault
 
 _ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
@@ -26,20 +28,14 @@ class RefusalError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-@dataclass(slots=True)
-class Ask:
-    """One request as read: what to answer, and how to write it. `faulted` once its fault has ended it."""
+@dataclass(slots=True, kw_only=True)
+class Ask(ABC):
+    """What every request has once it is read. `faulted` once its fault has ended it."""
 
     number: int
-    chat: bool
     model: str
     prompt_tokens: int
-    pieces: list[str]
-    finish_reason: str
     fault: Fault | None
-    stream: bool
-    include_usage: bool
-    running_usage: bool
     arrived: float
     faulted: bool = False
 
@@ -48,29 +44,103 @@ class Ask:
 
     @property
     def completion_tokens(self) -> int:
-        return 1 if self.has("empty") else len(self.pieces)
+        return 0
 
+    @property
+    def ended(self) -> str:
+        """The reason under which vLLM's metrics count its end."""
+        return "stop"
+
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
         """The body of an answer that is not streamed."""
-        text = "".join(self.pieces)
-        content = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": self.finish_reason}
-        usage = {} if self.has("no_usage") else {"usage": self._usage(self.completion_tokens)}
-        return {**self._reply([choice], chunk=False), **usage}
 
-    def event(self, tokens: int, text: str, finish_reason: str | None = None, *, role: str | None = None) -> bytes:
+
+@dataclass(slots=True, kw_only=True)
+class Generation(Ask):
+    """A chat or a plain completion: what to answer, a piece a token, and how to write it.
+
+    With `call` the answer is a call of that function, and the pieces are its opening and its arguments.
+    `tops` is how many alternatives each token's logprobs have; None where none were asked for.
+    """
+
+    chat: bool
+    pieces: list[str]
+    finish_reason: str
+    stream: bool
+    include_usage: bool
+    running_usage: bool
+    call: str | None = None
+    tops: int | None = None
+
+    @property
+    def completion_tokens(self) -> int:
+        return 1 if self.has("empty") else len(self.pieces)
+
+    @property
+    def ended(self) -> str:
+        return "length" if self.finish_reason == "length" else "stop"
+
+    def whole(self) -> dict[str, Any]:
+        text = "".join(self.pieces)
+        said = {"content": None, "tool_calls": [self._calling(text)]} if self.call else {"content": text}
+        content = {"message": {"role": "assistant", **said}} if self.chat else {"text": text}
+        choice = {"index": 0, **content, "logprobs": self._logprobs(0, len(self.pieces))}
+        usage = {} if self.has("no_usage") else {"usage": self._usage(self.completion_tokens)}
+        return {**self._reply([{**choice, "finish_reason": self.finish_reason}], chunk=False), **usage}
+
+    def piece(self, first: int, count: int) -> bytes:
+        """The event of `count` tokens from `first` on."""
+        pieces = self.pieces[first : first + count]
+        if self.call:
+            part = {"function": {"arguments": pieces[0]}} if first else self._calling()
+            return self._event(first + 1, {"delta": {"tool_calls": [{"index": 0, **part}]}})
+        last = first + len(pieces)
+        return self.event(last, "".join(pieces), logprobs=self._logprobs(first, last))
+
+    def event(
+        self,
+        tokens: int,
+        text: str,
+        finish_reason: str | None = None,
+        *,
+        role: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
         """A streamed event of content. `tokens` is the count of completion tokens so far."""
         delta = {"role": role, "content": text} if role else {"content": text}
         content = {"delta": delta} if self.chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}
-        usage = {"usage": self._usage(tokens)} if self.running_usage else {}
-        return event({**self._reply([choice], chunk=True), **usage})
+        return self._event(tokens, content, logprobs=logprobs, finish_reason=finish_reason)
 
     def tail(self) -> bytes:
         """The finish reason, the final usage in an event without choices, and the end mark."""
         tokens = self.completion_tokens
         usage = event({**self._reply([], chunk=True), "usage": self._usage(tokens)}) if self.include_usage else b""
         return self.event(tokens, "", self.finish_reason) + usage + b"data: [DONE]\n\n"
+
+    def _event(
+        self,
+        tokens: int,
+        content: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+        usage = {"usage": self._usage(tokens)} if self.running_usage else {}
+        return event({**self._reply([choice], chunk=True), **usage})
+
+    def _calling(self, arguments: str = "") -> dict[str, Any]:
+        function = {"name": self.call, "arguments": arguments}
+        return {"id": f"chatcmpl-tool-{self.number}", "type": "function", "function": function}
+
+    def _logprobs(self, first: int, last: int) -> dict[str, Any] | None:
+        if self.tops is None or self.call:
+            return None
+        pieces = self.pieces[first:last]
+        if self.chat:
+            return chat_logprobs(pieces, self.tops)
+        return plain_logprobs(pieces, self.tops, len("".join(self.pieces[:first])))
 
     def _usage(self, tokens: int) -> dict[str, int]:
         prompt = self.prompt_tokens
@@ -127,7 +197,7 @@ def _text(message: Any) -> str:
     return str(content or "")
 
 
-def read_ask(body: dict[str, Any], plan: FakePlan, *, number: int, arrived: float, chat: bool) -> Ask:
+def read_generation(body: dict[str, Any], plan: FakePlan, *, number: int, arrived: float, chat: bool) -> Generation:
     """Checks a completion request as vLLM does and settles its answer. Raises RefusalError."""
     if body.get("model") not in (None, plan.model):
         raise RefusalError(404, f"The model `{body['model']}` does not exist.", param="model")
@@ -137,24 +207,57 @@ def read_ask(body: dict[str, Any], plan: FakePlan, *, number: int, arrived: floa
     most = plan.context_limit - prompt_tokens if wanted is None else wanted
     fault = plan.fault_for(number, prompt)
     name = fault.name if fault is not None else ""
-    full = [] if name == "empty" else _answer(body, plan.length if not body.get("ignore_eos") else most)
+    call = _called(body) if chat else None
+    if name == "empty":
+        full = []
+    elif call is not None:
+        full = ["", orjson.dumps(smallest_instance(call.get("parameters") or {})).decode()]
+    else:
+        full = _answer(body, plan.length if not body.get("ignore_eos") else most)
     if name == "line_separators":
         full = [piece + "\u2028\u2029\x85" for piece in full]
     options = body.get("stream_options") or {}
     include_usage = bool(options.get("include_usage")) and name != "no_usage"
-    return Ask(
+    ended = "stop" if call is None else "tool_calls"
+    return Generation(
         number=number,
         chat=chat,
         model=plan.model,
         prompt_tokens=prompt_tokens,
         pieces=full[:most],
-        finish_reason="length" if len(full) >= most else "stop",
+        finish_reason="length" if len(full) >= most else ended,
         fault=fault,
         stream=bool(body.get("stream")),
         include_usage=include_usage,
         running_usage=include_usage and bool(options.get("continuous_usage_stats")),
         arrived=arrived,
+        call=None if call is None else call["name"],
+        tops=_tops(body, chat=chat),
     )
+
+
+def _called(body: dict[str, Any]) -> dict[str, Any] | None:
+    """The function that an answer must call: the named one, or the first where any is required."""
+    functions: list[dict[str, Any]] = [tool["function"] for tool in body.get("tools") or ()]
+    choice = body.get("tool_choice")
+    if isinstance(choice, dict):
+        wanted = (choice.get("function") or {}).get("name")
+        if found := [function for function in functions if function["name"] == wanted]:
+            return found[0]
+        raise RefusalError(400, f"The tool specified in `tool_choice` is not in `tools`: {wanted}", param="tool_choice")
+    if choice == "required":
+        if not functions:
+            raise RefusalError(400, "When using `tool_choice`, `tools` must be set.", param="tool_choice")
+        return functions[0]
+    return None
+
+
+def _tops(body: dict[str, Any], *, chat: bool) -> int | None:
+    """How many alternatives a token's logprobs are to have; None where no logprobs are wanted."""
+    wanted = body.get("logprobs")
+    if chat:
+        return int(body.get("top_logprobs") or 0) if wanted else None
+    return None if wanted is None else int(wanted)
 
 
 def _check_room(prompt_tokens: int, wanted: int | None, limit: int) -> None:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import random
 
+from structlog.typing import FilteringBoundLogger
+
+from tieryard.catalog import Catalog
 from tieryard.costs import token_cost
 from tieryard.engines import Recording
 from tieryard.errors import EngineError
 from tieryard.job import State
+from tieryard.lease import Lease
 from tieryard.store.connection import storable
 from tieryard.store.finish import Ending, HandBack, attempts_left
 from tieryard.store.jobs import Claimed
 from tieryard.telemetry import Event
-from workers.yard import Yard
 
 DRAINED = "drained"
 """The reason of a stop that the worker asked for itself."""
 
 
 class Endings:
-    """Makes the endings of one worker's starts."""
+    """Makes the endings of one process's starts on one deployment."""
 
-    def __init__(self, yard: Yard, deployment: str) -> None:
-        self._yard = yard
+    def __init__(self, lease: Lease, catalog: Catalog, deployment: str, log: FilteringBoundLogger) -> None:
+        self._lease = lease
+        self._catalog = catalog.hash()
         self._name = deployment
-        self._price = yard.catalog.deployments[deployment].price
+        self._spec = catalog.deployments[deployment]
+        self._log = log
 
     def failed(self, job: Claimed, recording: Recording, error: EngineError) -> Ending:
         """The job's own fault: again with backoff, or for good after the last attempt."""
@@ -51,14 +56,16 @@ class Endings:
         recording.stop()
         done, usage = recording.done, recording.usage
         used = usage.prompt_tokens + usage.completion_tokens
-        cost = token_cost(self._price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+        cost = token_cost(
+            self._spec.price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+        )
         return Ending(
             job_id=job.id,
             fence=job.fence,
             state=state,
-            worker_id=self._yard.worker_id,
+            worker_id=self._lease.worker_id,
             deployment=self._name,
-            catalog=self._yard.catalog_hash,
+            catalog=self._catalog,
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
             ttft_ms=recording.ttft_ms,
@@ -72,18 +79,20 @@ class Endings:
             error_kind=error_kind,
             error=storable(error) if error else None,
             fingerprint=done.fingerprint if done else None,
+            extra=recording.extra,
+            revision=self._spec.pinned,
         )
 
     def hand_back(self, job: Claimed, why: HandBack, error: EngineError, *, wait_s: float) -> Ending:
         """Back to the queue, to start again no sooner than `wait_s` from now."""
-        self._yard.log.info(Event.JOB_RETRIED, job=job.id, why=str(why), error=error.kind)
+        self._log.info(Event.JOB_RETRIED, job=job.id, why=str(why), error=error.kind)
         return Ending(
             job_id=job.id,
             fence=job.fence,
             state=State.QUEUED,
-            worker_id=self._yard.worker_id,
+            worker_id=self._lease.worker_id,
             deployment=self._name,
-            catalog=self._yard.catalog_hash,
+            catalog=self._catalog,
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
             error=storable(error.message[:500]),

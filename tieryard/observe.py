@@ -1,4 +1,4 @@
-"""What an inference worker tells the metrics store: its load, and how its latest jobs went."""
+"""What the metrics store is told of a deployment: how the latest starts went."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-import redis
-
 from tieryard.job import State
-from tieryard.metrics import Gauge, Observed
+from tieryard.metrics import Metrics, Observed
 from tieryard.store.finish import Ending
 from tieryard.store.jobs import Claimed
-from workers.yard import Yard
 
 
 @dataclass(slots=True)
@@ -32,8 +29,8 @@ Tallies = dict[str, _Tally]
 class Observer:
     """Collects endings on the loop; `publish` sends means twice a second from a thread."""
 
-    def __init__(self, yard: Yard, deployment: str) -> None:
-        self._yard = yard
+    def __init__(self, metrics: Metrics, deployment: str) -> None:
+        self._metrics = metrics
         self._deployment = deployment
         self._tallies: Tallies = defaultdict(_Tally)
         self._since = time.monotonic()
@@ -56,14 +53,13 @@ class Observer:
         tallies, self._tallies = self._tallies, defaultdict(_Tally)
         return tallies
 
-    def publish(self, gauge: Gauge, tallies: Tallies) -> None:
+    def publish(self, tallies: Tallies) -> None:
         """Raises redis.RedisError. Throughput counts all categories: they share the engine's batch."""
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
-        self._yard.metrics.publish_gauge(self._deployment, self._yard.worker_id, gauge)
         total = sum(t.tokens for t in tallies.values())
         for category, tally in tallies.items():
-            self._yard.metrics.observe(
+            self._metrics.observe(
                 self._deployment,
                 category,
                 Observed(
@@ -74,10 +70,3 @@ class Observer:
                     error_rate=tally.errors / tally.n,
                 ),
             )
-
-    def withdraw(self) -> None:
-        """This replica is gone: the router should know at once rather than in five seconds."""
-        try:
-            self._yard.metrics.withdraw_gauge(self._deployment, self._yard.worker_id)
-        except redis.RedisError:
-            return

@@ -1,0 +1,316 @@
+"""One call that waits: from a slot in an engine, over its answer, to its ending. Other engines are tried until the
+first token; from then on the answer is what this one gives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from api.refusals import Refusal, internal_error
+from api.repeats import as_piece, stored_answer
+from api.replies import GONE, CallerGoneError, Reply
+from api.slots import Slot
+from api.switchboard import SHUTDOWN, Switchboard
+from tieryard.answers import Answer, Chunks
+from tieryard.engines import Delta, Recording
+from tieryard.errors import (
+    ConflictError,
+    EngineError,
+    JobFailedError,
+    RetryableError,
+    StoreError,
+    TieryardError,
+    UnavailableError,
+)
+from tieryard.ids import public
+from tieryard.job import State
+from tieryard.requests import Request
+from tieryard.store import calls
+from tieryard.store.calls import FIRST_FENCE, Choice, FailedStart, NewCall, Started
+from tieryard.store.finish import Ending
+from tieryard.store.idempotency import AlreadyMadeError, Mark
+from tieryard.store.jobs import Claimed
+from tieryard.telemetry import Event, fault
+
+T = TypeVar("T")
+
+_STOPPED = {
+    GONE: (State.CANCELLED, "cancelled", "its caller went away"),
+    SHUTDOWN: (State.FAILED, "worker_stopped", "the API process was stopped"),
+    "cancelled": (State.CANCELLED, "cancelled", "cancelled while it ran"),
+    "expired": (State.EXPIRED, "expired", "expired while it ran"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A call as admitted, to become job `job_id`. `body` is the line to store. `made` is the job that its idempotency
+    key has made before; where there is none there is a choice. `accepted` is on the monotonic clock."""
+
+    job_id: int
+    tenant_id: int
+    request: Request
+    tier: str
+    body: str
+    mark: Mark | None
+    made: int | None
+    choice: Choice | None
+    with_usage: bool
+    patience_s: float
+    window_s: float
+    routing_ms: float
+    accepted: float
+
+    @property
+    def waited_ms(self) -> float:
+        return (time.monotonic() - self.accepted) * 1000
+
+
+class Call:
+    """Runs in a task of its own, which `stop` ends. `note` puts headers on the answer, whatever it will be."""
+
+    def __init__(self, board: Switchboard, ask: Ask, note: Callable[[dict[str, str]], None]) -> None:
+        self._board = board
+        self._ask = ask
+        self._note = note
+        self._task: asyncio.Task[None] | None = None
+        self._stopping: str | None = None
+        self._tried: dict[str, str] = {}
+        self._job: Claimed | None = None
+        self._created = datetime.now(tz=UTC)
+        self._on = ""  # the deployment of its start
+        self._server = ""
+        self._slot: Slot | None = None
+        self._recording = Recording()
+
+    def begin(self, reply: Reply) -> asyncio.Task[None]:
+        self._task = asyncio.create_task(self._run(reply))
+        self._board.track(self._task, self)
+        return self._task
+
+    def stop(self, reason: str) -> None:
+        """Aborts the engine's request; the first reason stands."""
+        if self._stopping is None and self._task is not None:
+            self._stopping = reason
+            self._task.cancel()
+
+    def hang_up(self) -> None:
+        self.stop(GONE)
+
+    async def _run(self, reply: Reply) -> None:
+        try:
+            await self._answer(reply)
+        except CallerGoneError:
+            self._end(*_STOPPED[GONE])
+        except asyncio.CancelledError:
+            reason = self._stopping or SHUTDOWN
+            state, kind, message = _STOPPED[reason]
+            self._end(state, kind, message)
+            if reason != GONE:
+                await _tell(reply, JobFailedError(kind, message))
+        except TieryardError as error:
+            self._fail(error)
+            await _tell(reply, error)
+        except Exception as error:  # a fault of ours costs this call, and no other
+            self._board.log.error(Event.REQUEST_FAILED, path=self._ask.request.endpoint, **fault(error))
+            self._end(State.FAILED, "internal_error", f"{type(error).__name__} in the API")
+            await _tell(reply, internal_error())
+        finally:
+            self._release()
+            await reply.close()
+
+    async def _answer(self, reply: Reply) -> None:
+        if self._ask.made is not None:
+            await self._repeat(self._ask.made, reply)
+            return
+        try:
+            await self._start()
+        except AlreadyMadeError as error:  # by a call that came at the same time
+            self._release()
+            await self._repeat(error.subject_id, reply)
+            return
+        await reply.open(self._chunks(public("job", self._ask.job_id)))
+        while True:
+            try:
+                await self._generate(reply)
+            except RetryableError as error:
+                if self._recording.pieces or self._recording.extras:
+                    raise
+                await self._move(error)
+                continue
+            return
+
+    async def _generate(self, reply: Reply) -> None:
+        """One start: the engine's answer, passed on as it comes."""
+        slot = self._slot
+        assert slot is not None
+        self._server = slot.server
+        stream = slot.engine.stream(self._ask.request.body)
+        self._recording = recording = Recording()
+        try:
+            async for event in stream:
+                recording.add(event)
+                if isinstance(event, Delta):
+                    await reply.piece(slot.deployment, event)
+        finally:
+            recording.stop()
+            await stream.aclose()
+            self._release()
+        answer = self._whole()
+        self._end(State.SUCCEEDED)
+        await reply.finish(answer)
+
+    async def _start(self) -> None:
+        """Waits for room, then saves the job as running."""
+        ask, choice = self._ask, self._ask.choice
+        assert choice is not None
+        asked = time.monotonic()
+        self._slot = await self._board.slots.take(choice.deployment, within_s=ask.patience_s)
+        self._note(
+            {
+                "x-selected-model": choice.deployment,
+                "x-tieryard-job": public("job", ask.job_id),
+                "x-tieryard-queue-ms": f"{(time.monotonic() - asked) * 1000:.2f}",
+                "x-tieryard-routing-ms": f"{ask.routing_ms:.2f}",
+            }
+        )
+        new = NewCall(
+            id=ask.job_id,
+            tenant_id=ask.tenant_id,
+            tier=ask.tier,
+            body=ask.body,
+            window_s=ask.window_s,
+            waited_ms=ask.waited_ms,
+            choice=choice,
+            worker_id=self._board.lease.worker_id,
+            mark=ask.mark,
+        )
+        # Known before it is saved: should the store's answer be lost, this start is ended like any other.
+        category = choice.features.text.category
+        self._job = Claimed(new.id, FIRST_FENCE, None, new.tier, category, 0, 0, new.waited_ms, self._created, new.body)
+        self._on = choice.deployment
+        self._board.running[new.id] = self
+        try:
+            self._saved(choice, await _uninterrupted(lambda: calls.start(self._board.store, new)))
+        except (AlreadyMadeError, ConflictError):
+            self._forget()
+            raise
+
+    async def _move(self, error: RetryableError) -> None:
+        """To another replica or deployment, under the next fence. Raises `error` when nobody is left."""
+        ask, board, job = self._ask, self._board, self._job
+        assert ask.choice is not None
+        assert job is not None
+        self._tried[self._server] = f"failed this call: {error.kind}"
+        try:
+            choice = board.route(ask.choice.features, self._tried)
+        except UnavailableError:
+            raise error from None
+        board.log.warning(Event.CALL_REROUTED, job=job.id, deployment=self._on, error=error.kind)
+        failed = FailedStart(job, self._on, self._recording.latency_ms or 0.0, error.message[:500])
+        tried = frozenset(self._tried)
+        self._slot = await board.slots.take(choice.deployment, within_s=ask.patience_s, tried=tried)
+        unmoved = self._final(State.FAILED, "store_away", "the store was away")
+        self._job, self._on = replace(job, fence=job.fence + 1, waited_ms=ask.waited_ms), choice.deployment
+        worker_id = board.lease.worker_id
+        try:
+            restarted = await _uninterrupted(lambda: calls.restart(board.store, failed, choice, worker_id=worker_id))
+        except StoreError:  # its answer may be lost: one of the two fences is the job's
+            board.end(job, unmoved)
+            raise
+        self._saved(choice, restarted)
+
+    async def _repeat(self, job_id: int, reply: Reply) -> None:
+        ask = self._ask
+        self._note({"x-tieryard-job": public("job", job_id)})
+        try:
+            async with asyncio.timeout(ask.window_s):
+                await self._board.finals.wait(job_id)
+        except TimeoutError:
+            raise UnavailableError("the first call with this Idempotency-Key still runs", retry_after_s=5.0) from None
+        endpoint = ask.request.endpoint
+        answer = await asyncio.to_thread(stored_answer, self._board.store, job_id, endpoint, tenant_id=ask.tenant_id)
+        self._note({"x-selected-model": answer.model})
+        self._created = answer.created
+        await reply.open(self._chunks(answer.job))
+        await reply.piece(answer.model, as_piece(answer))
+        await reply.finish(answer)
+
+    # --- its end --------------------------------------------------------------------------------------
+
+    def _fail(self, error: TieryardError) -> None:
+        if isinstance(error, EngineError):
+            self._end(State.FAILED, error.kind, error.message)
+        else:
+            self._end(State.FAILED, "store_away", "the store was away")
+
+    def _end(self, state: State, kind: str | None = None, message: str | None = None) -> None:
+        """Once: what comes after the first ending changes nothing."""
+        if self._job is not None:
+            ending = self._final(state, kind, message)
+            job = self._job
+            self._forget()
+            self._board.end(job, ending)
+
+    def _final(self, state: State, kind: str | None, message: str | None) -> Ending:
+        assert self._job is not None
+        endings = self._board.endings[self._on]
+        return endings.final(self._job, state, self._recording, error_kind=kind, error=message)
+
+    def _forget(self) -> None:
+        self._board.running.pop(self._ask.job_id, None)
+        self._job = None
+
+    def _release(self) -> None:
+        if self._slot is not None:
+            slot, self._slot = self._slot, None
+            self._board.slots.give_back(slot)
+
+    # --- what it is made of ---------------------------------------------------------------------------
+
+    def _saved(self, choice: Choice, started: Started) -> None:
+        assert self._job is not None
+        self._board.snapshots.remember(choice.snapshot, started.snapshot_id)
+        self._created = started.created_at
+        self._job = replace(self._job, claimed_at=started.claimed_at)
+
+    def _chunks(self, job: str) -> Chunks:
+        return Chunks(self._ask.request.endpoint, job, self._created, with_usage=self._ask.with_usage)
+
+    def _whole(self) -> Answer:
+        recording = self._recording
+        done = recording.done
+        assert done is not None
+        return Answer(
+            endpoint=self._ask.request.endpoint,
+            job=public("job", self._ask.job_id),
+            created=self._created,
+            model=self._on,
+            text=recording.text,
+            finish_reason=done.finish_reason,
+            usage=done.usage,
+            extra=recording.extra,
+            fingerprint=done.fingerprint,
+        )
+
+
+async def _tell(reply: Reply, error: TieryardError | Refusal) -> None:
+    with contextlib.suppress(CallerGoneError):
+        await reply.fail(error)
+
+
+async def _uninterrupted(work: Callable[[], T]) -> T:
+    """Runs `work` in a thread to its end, also when the call is stopped meanwhile: what it saves must be known."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if task.exception() is not None:
+            task.result()
+        raise

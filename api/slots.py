@@ -1,0 +1,155 @@
+"""Room in the engines for calls: which replica takes the next one, who waits for it, and the engines themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from tieryard.catalog import Catalog
+from tieryard.engines import Engine
+from tieryard.engines.opening import open_replica
+from tieryard.errors import EngineBusyError
+from tieryard.lease import Lease
+from tieryard.metrics import Gauge, Replica
+from tieryard.snapshots import Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in one replica's engine, held until it is given back."""
+
+    deployment: str
+    replica: Replica
+    engine: Engine
+
+    @property
+    def server(self) -> str:
+        return server_of(self.deployment, self.replica)
+
+
+def server_of(deployment: str, replica: Replica) -> str:
+    """Names the server behind a replica; several replicas may share one."""
+    return replica.url or f"{deployment}:{replica.worker_id}"
+
+
+@dataclass(slots=True)
+class _Waiting:
+    tried: frozenset[str]
+    granted: asyncio.Future[Replica] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Slots:
+    """Bounds this process's calls at each replica to its capacity; beyond it they wait, first come first served.
+
+    All of it happens on the loop.
+    """
+
+    def __init__(self, catalog: Catalog, snapshots: Snapshots, lease: Lease, *, key: str | None) -> None:
+        self._catalog = catalog
+        self._snapshots = snapshots
+        self._lease = lease
+        self._key = key
+        self._engines: dict[tuple[str, str], Engine] = {}
+        self._held: Counter[tuple[str, int]] = Counter()  # by deployment and replica
+        self._users: Counter[tuple[str, str]] = Counter()  # by deployment and URL, as engines are
+        self._waiting: dict[str, deque[_Waiting]] = defaultdict(deque)
+        self._published: dict[tuple[str, int], str] = {}
+
+    async def take(self, deployment: str, *, within_s: float, tried: frozenset[str] = frozenset()) -> Slot:
+        """A slot at the replica with the most room, on a server not among the `tried`. Raises EngineBusyError."""
+        if not self._waiting[deployment] and (replica := self._roomiest(deployment, tried)) is not None:
+            self._hold(deployment, replica)
+            return self._slot(deployment, replica)
+        waiting = _Waiting(tried)
+        self._waiting[deployment].append(waiting)
+        try:
+            async with asyncio.timeout(within_s):
+                replica = await waiting.granted
+        except BaseException as error:
+            self._leave(deployment, waiting)
+            if isinstance(error, TimeoutError):
+                full = f"every slot of {deployment} was taken for {within_s:g} s"
+                raise EngineBusyError(full, retry_after_s=1.0) from None
+            raise
+        return self._slot(deployment, replica)
+
+    def give_back(self, slot: Slot) -> None:
+        self._let_go(slot.deployment, slot.replica)
+
+    def refresh(self) -> list[Engine]:
+        """After a new snapshot: room may have come. Gives engines to close, of servers that nobody serves now."""
+        for deployment in list(self._waiting):
+            self._grant(deployment)
+        alive = {(name, r.url) for name, replicas in self._snapshots.live.replicas.items() for r in replicas}
+        gone = [key for key in self._engines if key not in alive and not self._users[key]]
+        return [self._engines.pop(key) for key in gone]
+
+    def gauges(self) -> Iterable[tuple[str, int, Gauge]]:
+        """(deployment, replica, calls there) to publish; one that has just become empty is published once more."""
+        held = {key: n for key, n in self._held.items() if n}
+        before, self._published = self._published, {}
+        live = self._snapshots.live.replicas.items()
+        urls = before | {(name, r.worker_id): r.url for name, replicas in live for r in replicas}
+        for key in {**before, **held}:
+            url = urls.get(key, "")
+            if key in held:
+                self._published[key] = url
+            yield *key, Gauge(capacity=0, in_flight=held.get(key, 0), backlog=0, url=url)
+
+    async def close(self) -> None:
+        for engine in self._engines.values():
+            await engine.close()
+        self._engines.clear()
+
+    def _roomiest(self, deployment: str, tried: frozenset[str]) -> Replica | None:
+        def held(replica: Replica) -> int:
+            return self._held[deployment, replica.worker_id]
+
+        def room(replica: Replica) -> int:
+            ours = replica.calls.get(self._lease.worker_id, 0)  # as it was when published
+            return replica.capacity - (replica.in_flight - ours) - held(replica)
+
+        open_ = [
+            r
+            for r in self._snapshots.live.replicas.get(deployment, ())
+            if held(r) < r.capacity and server_of(deployment, r) not in tried
+        ]
+        return max(open_, key=room, default=None)
+
+    def _hold(self, deployment: str, replica: Replica) -> None:
+        self._held[deployment, replica.worker_id] += 1
+        self._users[deployment, replica.url] += 1
+
+    def _slot(self, deployment: str, replica: Replica) -> Slot:
+        key = (deployment, replica.url)
+        if key not in self._engines:
+            self._engines[key] = open_replica(self._catalog.deployments[deployment], replica.url, key=self._key)
+        return Slot(deployment, replica, self._engines[key])
+
+    def _let_go(self, deployment: str, replica: Replica) -> None:
+        self._held[deployment, replica.worker_id] -= 1
+        self._users[deployment, replica.url] -= 1
+        self._held, self._users = +self._held, +self._users  # forgets what is at zero: workers come and go
+        self._grant(deployment)
+
+    def _grant(self, deployment: str) -> None:
+        """Gives room to those who wait, in order; one that may not use what is free lets the next one pass."""
+        for waiting in list(self._waiting[deployment]):
+            if waiting.granted.done():
+                continue  # it is about to leave
+            if (replica := self._roomiest(deployment, waiting.tried)) is not None:
+                self._waiting[deployment].remove(waiting)
+                self._hold(deployment, replica)
+                waiting.granted.set_result(replica)
+            elif not waiting.tried:
+                return
+
+    def _leave(self, deployment: str, waiting: _Waiting) -> None:
+        """Whoever stops waiting may have been given room at that very moment."""
+        with contextlib.suppress(ValueError):
+            self._waiting[deployment].remove(waiting)
+        if waiting.granted.done() and not waiting.granted.cancelled():
+            self._let_go(deployment, waiting.granted.result())

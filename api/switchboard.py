@@ -1,0 +1,230 @@
+"""What all calls of one API process share: its lease, the newest snapshot, room in the engines, and the writer of
+endings. Two pumps keep it fresh; if one fails, the process must not go on and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Protocol
+
+import redis
+
+from api.repeats import Finals
+from api.slots import Slots, server_of
+from tieryard import telemetry
+from tieryard.admission import Admission
+from tieryard.catalog import Catalog
+from tieryard.endings import Endings
+from tieryard.errors import StoreError, UnavailableError
+from tieryard.lease import Lease
+from tieryard.metrics import Gauge, Metrics
+from tieryard.observe import Observer, Tallies
+from tieryard.queues import CALLBACKS, BrokerError, Publisher
+from tieryard.routing import JobFeatures, Snapshot, decide
+from tieryard.settings import Settings
+from tieryard.snapshots import FRESH_S, Snapshots
+from tieryard.store import Store, jobs
+from tieryard.store.calls import Choice
+from tieryard.store.finish import Ending, Finished
+from tieryard.store.jobs import Claimed
+from tieryard.store.writer import Writer
+from tieryard.telemetry import Event
+
+SHUTDOWN = "shutdown"
+"""The reason of a stop: this process ends."""
+
+_REPORT_S = 0.5
+_JOIN_AGAIN_S = 1.0
+_NOT_SERVING = "no replica of it is serving"
+_RETRY_AFTER_S = 5.0
+
+
+class Running(Protocol):
+    """A call, as far as the switchboard cares."""
+
+    def stop(self, reason: str) -> None: ...
+
+
+class Switchboard:
+    """Connects calls to engines. Made at start; `open` and `close` frame the server's life."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: Store,
+        *,
+        metrics: Metrics,
+        admission: Admission,
+        publisher: Publisher,
+    ) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.store = store
+        self.admission = admission
+        self.log = telemetry.logger(process="api", pid=os.getpid())
+        self.lease = Lease("api", settings, store, self.log)
+        self.snapshots = Snapshots(metrics, catalog, self.log)
+        key = settings.engine_key
+        self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
+        self.finals = Finals(store)
+        self.endings = {name: Endings(self.lease, catalog, name, self.log) for name in catalog.deployments}
+        self.running: dict[int, Running] = {}
+        """Calls by their job, while they have one that has not ended."""
+        self._metrics = metrics
+        self._publisher = publisher
+        self._observers = {name: Observer(metrics, name) for name in catalog.deployments}
+        self._writer = Writer(store, flushed=self._flushed)
+        self._tasks: dict[asyncio.Task[None], Running] = {}
+        self._pumps: list[asyncio.Task[None]] = []
+        self._serving: tuple[Snapshot, Snapshot, bytes] | None = None
+        self._closing = False
+
+    async def open(self) -> None:
+        self._writer.start()
+        await asyncio.to_thread(self.snapshots.read)
+        pumps = [self._refresh(), self._report()]
+        try:
+            await asyncio.to_thread(self.lease.join)
+        except StoreError as error:  # other routes say so themselves; calls are refused until it is joined
+            self.log.error(Event.STORE_AWAY, error=str(error)[:200])
+            pumps.append(self._join())
+        self._pumps = [asyncio.create_task(pump) for pump in pumps]
+        for pump in self._pumps:
+            pump.add_done_callback(self._pump_ended)
+
+    async def close(self) -> None:
+        """Lets running calls finish for a while, stops the rest, and returns when all is written."""
+        self._closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks.keys(), timeout=self.settings.drain_s)
+        for call in list(self._tasks.values()):
+            call.stop(SHUTDOWN)
+        if self._tasks:
+            await asyncio.wait(self._tasks.keys())
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.wait(self._pumps)
+        self.finals.close()
+        await self.slots.close()
+        await asyncio.to_thread(self._leave)
+
+    # --- for calls ------------------------------------------------------------------------------------
+
+    def track(self, task: asyncio.Task[None], call: Running) -> None:
+        """A task that `close` waits for, and the call to stop when it takes too long."""
+        self._tasks[task] = call
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+    def check_open(self) -> None:
+        """Raises UnavailableError when no new call is taken."""
+        if self._closing:
+            raise UnavailableError("this API process is stopping", retry_after_s=1.0)
+        if self._writer.full:
+            raise UnavailableError("the store does not keep up", retry_after_s=_RETRY_AFTER_S)
+
+    def route(self, features: JobFeatures, tried: dict[str, str] | None = None) -> Choice:
+        """The router's choice among deployments that serve now, on servers that are not among the `tried` (with why
+        they failed). Raises UnavailableError."""
+        snapshot, body = self._among_serving() if not tried else self._among_untried(tried)
+        decision = decide(features, snapshot)
+        if decision.deployment is None:
+            raise UnavailableError(decision.reason, retry_after_s=_RETRY_AFTER_S)
+        stored = self.snapshots.stored_as(body)
+        return Choice(decision.deployment, decision.reason, features, body, stored)
+
+    def end(self, job: Claimed, ending: Ending) -> None:
+        self._observers[ending.deployment].add(job, ending)
+        self._writer.put(ending)
+
+    def _among_serving(self) -> tuple[Snapshot, bytes]:
+        """Made once a snapshot."""
+        last, live = self.snapshots.last, self.snapshots.live
+        if self._serving is None or self._serving[0] is not last:
+            down = {name: _NOT_SERVING for name in self.catalog.deployments if not live.replicas.get(name)}
+            serving = last.refusing(down)
+            self._serving = (last, serving, serving.to_json())
+        return self._serving[1], self._serving[2]
+
+    def _among_untried(self, tried: dict[str, str]) -> tuple[Snapshot, bytes]:
+        refused: dict[str, str] = {}
+        for name, replicas in self.snapshots.live.replicas.items():
+            servers = {server_of(name, replica) for replica in replicas}
+            if servers and servers <= tried.keys():
+                refused[name] = "; ".join(sorted({tried[server] for server in servers}))
+        snapshot = self._among_serving()[0].refusing(refused)
+        return snapshot, snapshot.to_json()
+
+    # --- pumps ----------------------------------------------------------------------------------------
+
+    async def _refresh(self) -> None:
+        """Keeps the snapshot new, so that no call waits for Redis."""
+        while True:
+            await asyncio.sleep(FRESH_S)
+            await asyncio.to_thread(self.snapshots.read)
+            for engine in self.slots.refresh():
+                await engine.close()
+
+    async def _report(self) -> None:
+        """Twice a second: stops that were asked for, gauges and live profiles."""
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            if self._writer.failure is not None:
+                raise self._writer.failure
+            await self._honour_stops()
+            seen = {name: observer.take() for name, observer in self._observers.items()}
+            try:
+                await asyncio.to_thread(self._publish, list(self.slots.gauges()), seen)
+            except redis.RedisError as error:
+                self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+
+    async def _honour_stops(self) -> None:
+        if not self.running:
+            return
+        try:
+            asked = await asyncio.to_thread(jobs.stops_requested, self.store, list(self.running))
+        except StoreError as error:
+            self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+            return
+        for job_id, reason in asked.items():
+            if (call := self.running.get(job_id)) is not None:
+                call.stop(reason)
+
+    def _publish(self, gauges: list[tuple[str, int, Gauge]], seen: dict[str, Tallies]) -> None:
+        for deployment, replica, gauge in gauges:
+            self._metrics.publish_calls(deployment, replica, gauge, api=self.lease.worker_id)
+        for deployment, tallies in seen.items():
+            self._observers[deployment].publish(tallies)
+
+    async def _join(self) -> None:
+        while True:
+            await asyncio.sleep(_JOIN_AGAIN_S)
+            try:
+                await asyncio.to_thread(self.lease.join)
+            except StoreError:
+                continue
+            return
+
+    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
+        """A pump that fails is a fault of ours: rescue ends the calls of a process that has died."""
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            self.lease.die(error)
+
+    # --- in threads -----------------------------------------------------------------------------------
+
+    def _flushed(self, done: Finished) -> None:
+        """In the writer's thread, after each commit."""
+        if done.callbacks:
+            try:
+                self._publisher.nudge(CALLBACKS)
+            except BrokerError as error:
+                self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+
+    def _leave(self) -> None:
+        self._writer.close()
+        try:
+            for deployment, replica, _ in self.slots.gauges():
+                self._metrics.withdraw_calls(deployment, replica, api=self.lease.worker_id)
+        except redis.RedisError as error:
+            self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+        self.lease.leave()

@@ -1,0 +1,75 @@
+"""A process's place in the fleet: one row, kept alive from a thread of its own. Who has lost it must stop."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from structlog.typing import FilteringBoundLogger
+
+from tieryard import telemetry
+from tieryard.errors import LeaseLostError, StoreError
+from tieryard.settings import Settings
+from tieryard.store import Store, workers
+from tieryard.telemetry import Event
+
+_LEASE_LOST_EXIT = 3
+_FAULT_EXIT = 4
+
+
+class Lease:
+    """`worker_id` is 0 until `join`."""
+
+    def __init__(
+        self, kind: str, settings: Settings, store: Store, log: FilteringBoundLogger, *, deployment: str | None = None
+    ) -> None:
+        self.worker_id = 0
+        self._kind = kind
+        self._deployment = deployment
+        self._settings = settings
+        self._store = store
+        self._log = log
+        self._stop = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def join(self) -> None:
+        """Registers this process and keeps its lease alive."""
+        lease_s = self._settings.lease_s
+        self.worker_id = workers.register(self._store, self._kind, deployment=self._deployment, lease_s=lease_s)
+        self._beating = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._beating.start()
+        self._log.info(Event.PROCESS_STARTED, worker=self.worker_id)
+
+    def leave(self) -> None:
+        """Gives the lease back."""
+        self._stop.set()
+        if self._beating is not None:
+            self._beating.join()
+            try:
+                workers.retire(self._store, self.worker_id)
+            except StoreError as error:
+                self._log.warning(Event.STORE_AWAY, error=str(error)[:200])
+        self._log.info(Event.PROCESS_STOPPED, worker=self.worker_id)
+
+    def die(self, error: BaseException) -> None:
+        """Ends this process at once after a fault of ours: its lease runs out and rescue takes its jobs."""
+        self._log.error(Event.PROCESS_FAILED, **telemetry.fault(error))
+        os._exit(_FAULT_EXIT)
+
+    def _beat(self) -> None:
+        try:
+            self._keep()
+        except Exception as error:
+            self.die(error)  # without its lease it would take work that it may not claim
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._settings.heartbeat_s):
+            try:
+                workers.beat(self._store, self.worker_id, lease_s=self._settings.lease_s)
+            except StoreError as error:
+                if isinstance(error, LeaseLostError):
+                    # Whatever it holds is no longer its own. The fence protects the data; leaving at once
+                    # frees the engine for whoever is started in its place.
+                    self._log.error(Event.LEASE_LOST, error=str(error))
+                    os._exit(_LEASE_LOST_EXIT)
+                self._log.warning(Event.STORE_AWAY, error=str(error)[:200])

@@ -1,0 +1,165 @@
+"""Calls that wait: a job is born `running` under the API process's own worker row, and may change its deployment.
+
+Each is one statement. Both ask whether this process still holds its lease, as a claim does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import orjson
+
+from tieryard.errors import LeaseLostError
+from tieryard.routing import JobFeatures
+from tieryard.store import idempotency, jobs
+from tieryard.store.connection import Connection, Store, storable
+from tieryard.store.idempotency import Mark
+from tieryard.store.jobs import Claimed
+
+FIRST_FENCE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a call goes: the decision, and the snapshot that it was made on. `snapshot_id` where that is stored."""
+
+    deployment: str
+    reason: str
+    features: JobFeatures
+    snapshot: bytes
+    snapshot_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewCall:
+    """A call as accepted `waited_ms` ago. `body` is a line of a batch file, but for its custom_id."""
+
+    id: int
+    tenant_id: int
+    tier: str
+    body: str
+    window_s: float
+    waited_ms: float
+    choice: Choice
+    worker_id: int
+    mark: Mark | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A start that is committed, with the snapshot's id for decisions to come."""
+
+    created_at: datetime
+    claimed_at: datetime
+    snapshot_id: int
+
+
+# The decision is from before the first claim, hence its fence of 0.
+_START = """
+WITH mine AS (
+    SELECT FROM worker WHERE id = %(worker)s AND stopped_at IS NULL
+), request AS (
+    INSERT INTO line (source_id, line_no, body) SELECT %(id)s::bigint, 1, %(body)s::text FROM mine
+), decided AS (
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
+    SELECT %(id)s::bigint, 0, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text, %(features)s::jsonb
+    FROM mine
+)
+INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, fence, worker_id, attended, deployment, category,
+                 created_at, claimed_at, deadline)
+SELECT %(id)s::bigint, %(tenant)s::bigint, %(id)s::bigint, 1, %(tier)s::text, 'running', %(fence)s::int,
+       %(worker)s::bigint, true, %(deployment)s::text, %(category)s::text, accepted.at, now(),
+       accepted.at + %(window)s * interval '1 second'
+FROM mine, (SELECT now() - %(waited)s * interval '1 millisecond' AS at) accepted
+RETURNING created_at, claimed_at
+"""
+
+# The start that failed leaves its timing; nothing of it is charged, since its answer had not begun.
+_RESTART = """
+WITH moved AS (
+    UPDATE job SET fence = fence + 1, deployment = %(deployment)s, claimed_at = now()
+    WHERE id = %(id)s AND fence = %(fence)s AND state = 'running' AND worker_id = %(worker)s
+      AND EXISTS (SELECT FROM worker WHERE id = %(worker)s AND stopped_at IS NULL)
+    RETURNING created_at, claimed_at
+), timed AS (
+    INSERT INTO timing (job_id, fence, worker_id, deployment, outcome, claimed_at, wait_ms, latency_ms, error)
+    SELECT %(id)s::bigint, %(fence)s::int, %(worker)s::bigint, %(before)s::text, 'rerouted', %(claimed)s::timestamptz,
+           %(wait)s::real, %(latency)s::real, %(error)s::text FROM moved
+), decided AS (
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
+    SELECT %(id)s::bigint, %(fence)s::int, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text,
+           %(features)s::jsonb FROM moved
+)
+SELECT created_at, claimed_at FROM moved
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStart:
+    """The start that a re-route gives up."""
+
+    job: Claimed
+    deployment: str
+    latency_ms: float
+    error: str
+
+
+def start(store: Store, call: NewCall) -> Started:
+    """Saves a call as running. Raises AlreadyMadeError, ConflictError, or LeaseLostError."""
+    with store.transaction() as connection:
+        idempotency.claim(connection, call.mark, call.id)
+        wanted = {
+            **_decision(connection, call.choice),
+            "id": call.id,
+            "tenant": call.tenant_id,
+            "tier": call.tier,
+            "body": call.body,
+            "fence": FIRST_FENCE,
+            "worker": call.worker_id,
+            "category": call.choice.features.text.category,
+            "waited": call.waited_ms,
+            "window": call.window_s,
+        }
+        return _started(connection, _START, wanted)
+
+
+def restart(store: Store, failed: FailedStart, choice: Choice, *, worker_id: int) -> Started:
+    """Gives a running call to another deployment, under the next fence. Raises LeaseLostError when it is not ours."""
+    with store.transaction() as connection:
+        wanted = {
+            **_decision(connection, choice),
+            "id": failed.job.id,
+            "fence": failed.job.fence,
+            "worker": worker_id,
+            "before": failed.deployment,
+            "claimed": failed.job.claimed_at,
+            "wait": failed.job.waited_ms,
+            "latency": failed.latency_ms,
+            "error": storable(failed.error),
+        }
+        return _started(connection, _RESTART, wanted)
+
+
+def finals(store: Store, ids: list[int]) -> set[int]:
+    """Those of `ids` that are final."""
+    rows = store.fetch("SELECT id FROM job WHERE id = ANY(%(ids)s) AND finished_at IS NOT NULL", {"ids": ids})
+    return {row[0] for row in rows}
+
+
+def _decision(connection: Connection, choice: Choice) -> dict[str, object]:
+    return {
+        "snapshot": choice.snapshot_id or jobs.save_snapshot(connection, choice.snapshot),
+        "deployment": choice.deployment,
+        "reason": storable(choice.reason),
+        "features": orjson.dumps(choice.features, default=sorted).decode(),
+    }
+
+
+def _started(connection: Connection, statement: str, wanted: dict[str, object]) -> Started:
+    row = connection.execute(statement, wanted).fetchone()
+    if row is None:
+        raise LeaseLostError(f"worker {wanted['worker']} is not this job's any more")
+    snapshot_id = wanted["snapshot"]
+    assert isinstance(snapshot_id, int)
+    return Started(row[0], row[1], snapshot_id)
