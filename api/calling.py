@@ -305,12 +305,13 @@ async def _tell(reply: Reply, error: TieryardError | Refusal) -> None:
 
 
 async def _uninterrupted(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread to its end, also when the call is stopped meanwhile: what it saves must be known."""
+    """Runs `work` in a thread to its end, also when the call is stopped meanwhile: what it saves must be ended. A
+    StoreError goes before the stop, since it leaves in doubt what was saved."""
     task = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
-        if task.exception() is not None:
+        if isinstance(task.exception(), StoreError):
             task.result()
         raise

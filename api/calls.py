@@ -24,7 +24,7 @@ from api.state import InferDep, State, StateDep
 from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Endpoint, parse_body
 from tieryard.requests.openai import BODIES
 from tieryard.settings import Settings
-from tieryard.store import idempotency
+from tieryard.store import calls, idempotency
 from tieryard.store.idempotency import Mark
 from tieryard.store.keys import Holder
 
@@ -88,6 +88,8 @@ def _admit(
     state.calls.check_open()
     tiers = state.catalog.tiers
     tier = state.admission.tier_of(request, INTERACTIVE if INTERACTIVE in tiers else next(iter(tiers)))
+    if mark is not None:
+        calls.release_abandoned(state.store, mark)
     made, choice, routing_ms = idempotency.find(state.store, mark), None, 0.0
     if made is None:
         started = time.monotonic()

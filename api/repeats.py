@@ -9,7 +9,7 @@ from typing import Any
 from tieryard import telemetry
 from tieryard.answers import Answer
 from tieryard.engines import Delta, Usage
-from tieryard.errors import JobFailedError, StoreError
+from tieryard.errors import JobFailedError, StoreError, UnavailableError
 from tieryard.ids import public
 from tieryard.job import State
 from tieryard.requests import Endpoint
@@ -50,10 +50,13 @@ class Finals:
 
 
 def stored_answer(store: Store, job_id: int, endpoint: Endpoint, *, tenant_id: int) -> Answer:
-    """The answer of a job that is final. Raises JobFailedError, which no wait would mend."""
+    """The answer of a job that is final. Raises JobFailedError, which no wait would mend, and UnavailableError for a
+    call that its caller has just given up: its key is free again."""
     row = reads.get_job(store, job_id, tenant_id=tenant_id)
     result, timing = row.result, row.timing
     assert result is not None
+    if row.job.state == State.CANCELLED:
+        raise UnavailableError("the first call with this Idempotency-Key was given up; ask again", retry_after_s=1.0)
     if row.job.state != State.SUCCEEDED or timing is None:
         raise JobFailedError(result.error_kind or row.job.state, result.error or "", retry_after_s=math.inf)
     return Answer(

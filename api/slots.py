@@ -15,6 +15,7 @@ from tieryard.errors import EngineBusyError
 from tieryard.lease import Lease
 from tieryard.metrics import Gauge, Replica
 from tieryard.snapshots import Snapshots
+from tieryard.telemetry import Event, fault, logger
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +80,14 @@ class Slots:
     def give_back(self, slot: Slot) -> None:
         self._let_go(slot.deployment, slot.replica)
 
-    def refresh(self) -> list[Engine]:
-        """After a new snapshot: room may have come. Gives engines to close, of servers that nobody serves now."""
+    async def refresh(self) -> None:
+        """After a new snapshot: room may have come, and servers may have gone."""
         for deployment in list(self._waiting):
             self._grant(deployment)
         alive = {(name, r.url) for name, replicas in self._snapshots.live.replicas.items() for r in replicas}
         gone = [key for key in self._engines if key not in alive and not self._users[key]]
-        return [self._engines.pop(key) for key in gone]
+        for engine in [self._engines.pop(key) for key in gone]:
+            await _close(engine)
 
     def gauges(self) -> Iterable[tuple[str, int, Gauge]]:
         """(deployment, replica, calls there) to publish; one that has just become empty is published once more."""
@@ -101,7 +103,7 @@ class Slots:
 
     async def close(self) -> None:
         for engine in self._engines.values():
-            await engine.close()
+            await _close(engine)
         self._engines.clear()
 
     def _roomiest(self, deployment: str, tried: frozenset[str]) -> Replica | None:
@@ -153,3 +155,11 @@ class Slots:
             self._waiting[deployment].remove(waiting)
         if waiting.granted.done() and not waiting.granted.cancelled():
             self._let_go(deployment, waiting.granted.result())
+
+
+async def _close(engine: Engine) -> None:
+    """Whatever happens to an engine that nobody uses any more must not touch the others."""
+    try:
+        await engine.close()
+    except Exception as error:
+        logger().error(Event.ENGINE_DOWN, **fault(error))

@@ -16,7 +16,7 @@ from tieryard.admission import Admission
 from tieryard.catalog import Catalog
 from tieryard.endings import Endings
 from tieryard.errors import StoreError, UnavailableError
-from tieryard.lease import Lease
+from tieryard.lease import API, Lease
 from tieryard.metrics import Gauge, Metrics
 from tieryard.observe import Observer, Tallies
 from tieryard.queues import CALLBACKS, BrokerError, Publisher
@@ -35,6 +35,7 @@ SHUTDOWN = "shutdown"
 
 _REPORT_S = 0.5
 _JOIN_AGAIN_S = 1.0
+_NOT_THE_ENGINES = ("internal_error", "store_away", "worker_stopped")  # these say nothing of a deployment
 _NOT_SERVING = "no replica of it is serving"
 _RETRY_AFTER_S = 5.0
 
@@ -63,7 +64,7 @@ class Switchboard:
         self.store = store
         self.admission = admission
         self.log = telemetry.logger(process="api", pid=os.getpid())
-        self.lease = Lease("api", settings, store, self.log)
+        self.lease = Lease(API, settings, store, self.log)
         self.snapshots = Snapshots(metrics, catalog, self.log)
         key = settings.engine_key
         self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
@@ -134,7 +135,8 @@ class Switchboard:
         return Choice(decision.deployment, decision.reason, features, body, stored)
 
     def end(self, job: Claimed, ending: Ending) -> None:
-        self._observers[ending.deployment].add(job, ending)
+        if ending.error_kind not in _NOT_THE_ENGINES:
+            self._observers[ending.deployment].add(job, ending)
         self._writer.put(ending)
 
     def _among_serving(self) -> tuple[Snapshot, bytes]:
@@ -162,8 +164,7 @@ class Switchboard:
         while True:
             await asyncio.sleep(FRESH_S)
             await asyncio.to_thread(self.snapshots.read)
-            for engine in self.slots.refresh():
-                await engine.close()
+            await self.slots.refresh()
 
     async def _report(self) -> None:
         """Twice a second: stops that were asked for, gauges and live profiles."""

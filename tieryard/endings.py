@@ -12,7 +12,7 @@ from tieryard.engines import Recording
 from tieryard.errors import EngineError
 from tieryard.job import State
 from tieryard.lease import Lease
-from tieryard.store.connection import storable
+from tieryard.store.connection import storable, storable_json
 from tieryard.store.finish import Ending, HandBack, attempts_left
 from tieryard.store.jobs import Claimed
 from tieryard.telemetry import Event
@@ -79,7 +79,7 @@ class Endings:
             error_kind=error_kind,
             error=storable(error) if error else None,
             fingerprint=done.fingerprint if done else None,
-            extra=recording.extra,
+            extra=storable_json(recording.extra),
             revision=self._spec.pinned,
         )
 

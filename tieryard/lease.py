@@ -13,6 +13,9 @@ from tieryard.settings import Settings
 from tieryard.store import Store, workers
 from tieryard.telemetry import Event
 
+API = "api"
+"""The kind of an API process; workers have their own."""
+
 _LEASE_LOST_EXIT = 3
 _FAULT_EXIT = 4
 

@@ -100,6 +100,12 @@ class Metrics:
     def withdraw_calls(self, deployment: str, replica: int, *, api: int) -> None:
         self._redis.hdel(f"gauges:{deployment}", _calls_field(api, replica))
 
+    def forget_calls(self, deployment: str, *, api: int) -> None:
+        """All that a dead API process said of its calls there: old already, but it would stay."""
+        names = [n.decode() if isinstance(n, bytes) else n for n in self._redis.hkeys(f"gauges:{deployment}")]
+        if fields := [name for name in names if (callers := _callers(name)) is not None and callers[0] == api]:
+            self._redis.hdel(f"gauges:{deployment}", *fields)
+
     def calls_at(self, deployment: str, worker_id: int, url: str) -> int:
         """Calls of API processes in flight at this replica's engine, which it may share with others of its URL."""
         fresh = _fresh(self._redis.hgetall(f"gauges:{deployment}"))

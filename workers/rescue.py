@@ -12,6 +12,7 @@ from collections import defaultdict
 import redis
 
 from tieryard.job import State
+from tieryard.lease import API
 from tieryard.queues import BrokerError, Parcel, parcels_to_classify, parcels_to_infer
 from tieryard.store import Connection, idempotency, rescue
 from tieryard.store.leader import lead
@@ -55,9 +56,11 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
         stopped = _stop_all(connection)
         for worker_id, kind, deployment in buried:
             yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
-            if deployment is not None:
-                with contextlib.suppress(redis.RedisError):  # it would be too old to count in a moment anyway
+            with contextlib.suppress(redis.RedisError):  # it would be too old to count in a moment anyway
+                if deployment is not None:
                     yard.metrics.withdraw_gauge(deployment, worker_id)
+                for name in yard.catalog.deployments if kind == API else ():
+                    yard.metrics.forget_calls(name, api=worker_id)
         if moved or stopped or rerouted:
             yard.log.warning(Event.RESCUED, **moved, stopped=stopped, rerouted=rerouted)
             yard.nudge_callbacks()

@@ -37,6 +37,7 @@ parsed = client.chat.completions.parse(
     model="auto",
     messages=[{"role": "user", "content": "Is it positive or negative? The soup was cold."}],
     response_format=Review,
-    max_tokens=32,
+    max_tokens=64,
+    temperature=0,
 )
 print(parsed.choices[0].message.parsed)

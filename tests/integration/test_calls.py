@@ -431,6 +431,20 @@ def test_a_repeat_may_be_streamed_and_is_given_as_one_piece(gate: Gateway) -> No
     assert make.count(gate.store, "job") == 1
 
 
+def test_a_key_whose_call_was_given_up_is_free_again(gate: Gateway) -> None:
+    """A client that timed out asks again with the same key: it wants an answer, not to hear that it hung up."""
+    key = {"idempotency-key": "impatient"}
+    gate.engines.plan("cheap", ttft_ms=60_000)
+    with pytest.raises(httpx.ReadTimeout):
+        gate.client.post("/v1/chat/completions", json=asked(), headers=key, timeout=0.3)
+    gate.until("cancelled")
+    gate.engines.plan("cheap", ttft_ms=0)
+    answer = gate.chat(headers=key)
+    assert answer.status_code == 200, answer.text
+    assert gate.chat(headers=key).json() == answer.json()
+    assert [row[0] for row in gate.store.fetch("SELECT state FROM job ORDER BY id")] == ["cancelled", "succeeded"]
+
+
 def test_a_failed_job_repeats_its_error(gate: Gateway) -> None:
     for _ in range(2):
         answer = gate.chat("[[fault:http_503]]", headers={"idempotency-key": "bad"})

@@ -163,3 +163,12 @@ def _started(connection: Connection, statement: str, wanted: dict[str, object]) 
     snapshot_id = wanted["snapshot"]
     assert isinstance(snapshot_id, int)
     return Started(row[0], row[1], snapshot_id)
+
+
+def release_abandoned(store: Store, mark: Mark) -> None:
+    """Frees a key whose call was given up by its caller: whoever comes again with it wants an answer."""
+    store.fetch(
+        "DELETE FROM idempotency i USING job WHERE i.tenant_id = %(tenant)s AND i.key = %(key)s "
+        "AND job.id = i.subject_id AND job.attended AND job.state = 'cancelled' RETURNING i.key",
+        {"tenant": mark.tenant_id, "key": mark.key},
+    )
