@@ -12,7 +12,8 @@ from fastapi.responses import StreamingResponse
 
 from api.files import JSONL, cursor
 from api.idempotency import mark_of
-from api.shapes import ERRORS, BatchPage, BatchPublic
+from api.openai_shapes import BatchPage, BatchPublic
+from api.shapes import ERRORS
 from api.state import BatchDep, ReadDep, State, StateDep
 from tieryard import outputs
 from tieryard.admission import DEFAULT_TIER

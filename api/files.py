@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from api.idempotency import key_of
-from api.shapes import ERRORS, DeletedPublic, FilePage, FilePublic
+from api.openai_shapes import DeletedPublic, FilePage, FilePublic
+from api.shapes import ERRORS
 from api.state import BatchDep, ReadDep, State, StateDep
 from tieryard import outputs
 from tieryard.errors import NotFoundError, RequestError

@@ -16,7 +16,8 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import AnyHttpUrl, TypeAdapter, ValidationError
 
 from api.idempotency import mark_of
-from api.shapes import ERRORS, BatchPublic, JobPage, JobPublic, StoryPublic
+from api.openai_shapes import BatchPublic
+from api.shapes import ERRORS, JobPage, JobPublic, StoryPublic
 from api.state import InferDep, ReadDep, State, StateDep
 from tieryard.errors import NotFoundError, RequestError
 from tieryard.ids import internal, public

@@ -14,7 +14,8 @@ from psycopg.rows import TupleRow
 from tieryard.job import State
 from tieryard.store.connection import Connection, Store, storable
 
-_CHUNK = 2000
+_CHUNK = 2000  # lines
+_CHUNK_BYTES = 16 * 2**20  # of lines as long as the file's mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647):
 _BATCH = """
 SELECT batch.id, batch.tenant_id, batch.tier, batch.source_id, batch.first_job_id, batch.total, batch.expanded_to,
        batch.deadline, batch.created_at, batch.endpoint, batch.reuse, file.duplicates,
+       coalesce(file.bytes / nullif(file.lines, 0), 0),
        CASE WHEN cancelling_at IS NOT NULL THEN 'cancelled' WHEN deadline < now() THEN 'expired' END
 FROM batch LEFT JOIN file ON file.id = batch.source_id
 WHERE batch.id = %(id)s AND batch.expanded_to < batch.total
@@ -95,7 +97,12 @@ class _Chunk:
     endpoint: str | None
     reuse: bool
     duplicates: list[int] | None
+    mean_bytes: int
     stopped: str | None
+
+    @property
+    def most_lines(self) -> int:
+        return max(1, min(_CHUNK, _CHUNK_BYTES // (self.mean_bytes + 1)))
 
 
 def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | None = None) -> tuple[int, int] | None:
@@ -109,7 +116,7 @@ def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | N
         if batch is None:
             return None
         lines = connection.execute(
-            _LINES, {"source": batch.source_id, "after": batch.expanded_to, "most": _CHUNK}
+            _LINES, {"source": batch.source_id, "after": batch.expanded_to, "most": batch.most_lines}
         ).fetchall()
         earlier = _earlier(connection, batch, lines, revisions or {})
         ended: list[tuple[int, str, str]] = []
