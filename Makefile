@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint fmt bench lock clean
+.PHONY: setup demo test test-scale lint fmt bench lock clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,9 @@ demo: setup
 
 test: setup lint
 	@$(BIN)/python -m pytest -q
+
+test-scale: setup
+	@$(BIN)/python -m pytest -q tests/scale
 
 lint: setup
 	@$(BIN)/ruff check -q .

