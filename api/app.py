@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api import batches, calls, files, health, jobs, models
 from api.body_limit import BodyLimit
@@ -85,7 +86,17 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {str(error.detail).lower()}"
-    return _answer(refuse(error.status_code, message, code="http_error", headers=dict(error.headers or {})))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(_methods_at(request)))
+    return _answer(refuse(error.status_code, message, code="http_error", headers=headers))
+
+
+def _methods_at(request: Request) -> set[str]:
+    """All methods of a path; Starlette names those of the first route that has it."""
+    app: FastAPI = request.app
+    asked = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
+    return {m for m, scope in asked.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)}
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -102,15 +113,26 @@ BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 
 
+_IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Under one key the same request makes nothing twice.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
 def _openapi(app: FastAPI) -> dict[str, object]:
     """FastAPI's document, with the schemas of the bodies that routes read by themselves, and with our answer to a
     parameter of the wrong shape: 400."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         components = document["components"]["schemas"]
-        for path in document["paths"].values():
-            for operation in path.values():
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
                 operation["responses"].pop("422", None)
+                if method == "post" and not path.endswith("/cancel"):
+                    operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)
         for body in BODIES_READ_BY_ROUTES:

@@ -118,7 +118,7 @@ def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None
     made = FileBatch(
         file,
         wanted.endpoint,
-        wanted.completion_window,
+        wanted.completion_window.strip(),
         metadata=wanted.metadata,
         reuse=wanted.reuse,
         output_expires_after=wanted.output_expires_after.delta() if wanted.output_expires_after else None,

@@ -41,7 +41,7 @@ def _documented(endpoint: Endpoint, *, streams: bool) -> dict[str, Any]:
     body = {"schema": {"$ref": f"#/components/schemas/{BODIES[endpoint].__name__}"}}
     answers: dict[str, Any] = {"application/json": {"schema": {"type": "object", "description": "As OpenAI's."}}}
     if streams:
-        answers["text/event-stream"] = {"schema": {"type": "string"}}
+        answers["text/event-stream"] = {}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": body}}},
         "responses": {200: {"content": answers, "description": "The answer, in OpenAI's shape."}},

@@ -126,7 +126,7 @@ def _read_form(form: FormData, tenant_id: int) -> tuple[UploadFile, NewFile]:
     }
     if after:
         try:
-            expires_at = datetime.now(tz=UTC) + ExpiresAfter.model_validate(after).delta()
+            expires_at = datetime.now(tz=UTC) + ExpiresAfter.model_validate(after, strict=False).delta()
         except ValidationError as error:
             raise refusal(error, under="expires_after") from None
     return upload, NewFile(tenant_id, "batch", storable(upload.filename or "upload.jsonl")[:255], expires_at)

@@ -22,9 +22,10 @@ def key_of(request: Request) -> str | None:
 
 
 def mark_of(request: Request, tenant_id: int, body: bytes) -> Mark | None:
-    """The key with a digest of what is asked: method, path, query and body."""
+    """The key with a digest of what is asked: method, path, query, kind of body and body."""
     key = key_of(request)
     if key is None:
         return None
-    asked = f"{request.method} {request.url.path}?{request.url.query}\n".encode() + body
+    kind = request.headers.get("content-type", "")
+    asked = f"{request.method} {request.url.path}?{request.url.query}\n{kind}\n".encode() + body
     return Mark(tenant_id, key, hashlib.sha256(asked).digest())

@@ -27,6 +27,7 @@ from tieryard.requests import Duration, parse_job, refusal
 from tieryard.requests import Request as JobRequest
 from tieryard.store import batches, jobs, reads
 from tieryard.store.batches import NewBatch
+from tieryard.store.connection import storable
 from tieryard.store.idempotency import AlreadyMadeError, Mark
 from tieryard.store.jobs import NewJob
 from tieryard.store.keys import Holder
@@ -103,7 +104,10 @@ def list_jobs(
 ) -> JobPage:
     """Your jobs: a batch's in input order, otherwise newest first."""
     wanted = reads.JobFilter(
-        state=job_state, tier=tier, deployment=deployment, batch_id=internal("batch", batch) if batch else None
+        state=job_state,
+        tier=storable(tier) if tier else None,
+        deployment=storable(deployment) if deployment else None,
+        batch_id=internal("batch", batch) if batch else None,
     )
     after_id = _cursor(after)
     rows = reads.list_jobs(state.store, tenant_id=holder.tenant_id, wanted=wanted, after=after_id, limit=limit + 1)

@@ -115,11 +115,11 @@ def _unix(at: datetime | None) -> Unix | None:
 
 def _window(window: timedelta) -> str:
     """A window that nobody spelt out, in the largest unit that it is a whole number of."""
-    seconds = round(window.total_seconds())
-    for unit, length in (("h", 3600), ("m", 60)):
-        if seconds % length == 0:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
+    milliseconds = round(window.total_seconds() * 1000)
+    for unit, length in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        if milliseconds % length == 0:
+            return f"{milliseconds // length}{unit}"
+    return f"{milliseconds}ms"
 
 
 class _Page(BaseModel):

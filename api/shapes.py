@@ -108,15 +108,14 @@ class JobPublic(BaseModel):
     @classmethod
     def of(cls, row: JobRow) -> Self:
         job, result, timing = row.job, row.result, row.timing
-        # Not `parse_job`: a body accepted under older rules is still its owner's to see.
-        request: dict[str, Any] = from_json(row.body)
+        custom_id, metadata = _notes(row.body)
         return cls(
             id=public("job", job.id),
             state=job.state,
             tier=job.tier,
             batch=public("batch", job.batch_id) if job.batch_id is not None else None,
-            custom_id=request.get("custom_id"),
-            metadata=(request["body"] if "url" in request else request).get("metadata"),
+            custom_id=custom_id,
+            metadata=metadata,
             category=job.category,
             deployment=job.deployment,
             attempts=job.attempts,
@@ -134,6 +133,23 @@ class JobPublic(BaseModel):
             deadline=job.deadline,
             finished_at=job.finished_at,
         )
+
+
+def _notes(line: str) -> tuple[str | None, dict[str, str] | None]:
+    """(custom_id, metadata) of a stored line, as far as they can be read: a line that was refused may be anything, and
+    one that was accepted under older rules is still its owner's to see."""
+    try:
+        found = from_json(line.removeprefix("\ufeff"))
+    except ValueError:
+        return None, None
+    if not isinstance(found, dict):
+        return None, None
+    custom_id = found.get("custom_id")
+    body = found.get("body") if "url" in found else found
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    if not (isinstance(metadata, dict) and all(isinstance(note, str) for note in metadata.values())):
+        metadata = None
+    return custom_id if isinstance(custom_id, str) else None, metadata
 
 
 class JobPage(BaseModel):

@@ -13,7 +13,7 @@ from tieryard.requests.request import CHAT, DEFAULT_MAX_TOKENS, Request, needs_o
 class Message(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str
@@ -25,6 +25,7 @@ class JobCreate(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
+        strict=True,
         json_schema_extra={
             "examples": [
                 {"prompt": "Extract the city: 'I live in Oslo.'", "tier": "interactive", "max_tokens": 16},

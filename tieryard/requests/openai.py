@@ -27,7 +27,7 @@ _Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
 class _Open(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TextPart(_Open):
