@@ -21,7 +21,7 @@ from tieryard.errors import ConflictError, NotFoundError, RequestError
 from tieryard.ids import internal
 from tieryard.queues import EXPAND, BrokerError
 from tieryard.requests import BatchCreate, parse_batch
-from tieryard.store import batches, files, reads
+from tieryard.store import batches, files, idempotency, reads
 from tieryard.store.batches import FileBatch, NewBatch
 from tieryard.store.idempotency import AlreadyMadeError, Mark
 from tieryard.store.keys import Holder
@@ -98,6 +98,8 @@ def _get(state: State, tenant_id: int, batch_id: str) -> reads.BatchRow:
 
 
 def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None) -> BatchPublic:
+    if (made_before := idempotency.find(state.store, mark)) is not None:  # whatever has become of its file since
+        return BatchPublic.of(reads.get_batch(state.store, made_before, tenant_id=holder.tenant_id))
     try:
         file = files.get_file(state.store, internal("file", wanted.input_file_id), tenant_id=holder.tenant_id)
     except NotFoundError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -58,9 +57,15 @@ _UPLOAD = {
 async def create_file(request: Request, state: StateDep, holder: BatchDep) -> FilePublic:
     """Takes a file of batch requests. It goes through the disk, line by line into the store: never whole in memory."""
     key = key_of(request)
-    async with request.form(max_files=1, max_fields=8, max_part_size=_MOST_FIELD_BYTES) as form:
+    try:
+        form = await request.form(max_files=1, max_fields=8, max_part_size=_MOST_FIELD_BYTES)
+    except UnicodeError:
+        raise RequestError("expected multipart/form-data in UTF-8", param="file") from None
+    try:
         upload, new = _read_form(form, holder.tenant_id)
         return await run_in_threadpool(_save, state, new, upload, key)
+    finally:
+        await form.close()
 
 
 @router.get("")
@@ -120,16 +125,16 @@ def _read_form(form: FormData, tenant_id: int) -> tuple[UploadFile, NewFile]:
         raise RequestError("expected a file, in multipart/form-data", param="file")
     if purpose != "batch":
         raise RequestError("expected 'batch': files here are lines of requests", param="purpose")
-    expires_at = None
+    expires_after = None
     after: dict[str, Any] = {
         name: form[f"expires_after[{name}]"] for name in ("anchor", "seconds") if f"expires_after[{name}]" in form
     }
     if after:
         try:
-            expires_at = datetime.now(tz=UTC) + ExpiresAfter.model_validate(after, strict=False).delta()
+            expires_after = ExpiresAfter.model_validate(after, strict=False).delta()
         except ValidationError as error:
             raise refusal(error, under="expires_after") from None
-    return upload, NewFile(tenant_id, "batch", storable(upload.filename or "upload.jsonl")[:255], expires_at)
+    return upload, NewFile(tenant_id, "batch", storable(upload.filename or "upload.jsonl")[:255], expires_after)
 
 
 def _save(state: State, new: NewFile, upload: UploadFile, key: str | None) -> FilePublic:

@@ -25,7 +25,7 @@ from tieryard.job import State as JobState
 from tieryard.queues import EXPAND, BrokerError, parcels_to_classify
 from tieryard.requests import Duration, parse_job, refusal
 from tieryard.requests import Request as JobRequest
-from tieryard.store import batches, jobs, reads
+from tieryard.store import batches, idempotency, jobs, reads
 from tieryard.store.batches import NewBatch
 from tieryard.store.connection import storable
 from tieryard.store.idempotency import AlreadyMadeError, Mark
@@ -137,6 +137,8 @@ def cancel_job(state: StateDep, holder: InferDep, job_id: str) -> JobPublic:
 
 
 def _create_one(state: State, holder: Holder, body: bytes, tier: str | None, mark: Mark | None) -> JobPublic:
+    if (made_before := idempotency.find(state.store, mark)) is not None:  # whatever the catalog says of it today
+        return JobPublic.of(reads.get_job(state.store, made_before, tenant_id=holder.tenant_id))
     wanted = parse_job(body)
     state.admission.check(wanted, callbacks=state.signs_callbacks)
     chosen = state.admission.tier_of(wanted, tier)
@@ -172,6 +174,8 @@ def _create_list(
     mark: Mark | None,
 ) -> BatchPublic:
     """All or nothing: the first bad line refuses the list, by its number (in the file, or in the list)."""
+    if (made_before := idempotency.find(state.store, mark)) is not None:
+        return BatchPublic.of(reads.get_batch(state.store, made_before, tenant_id=holder.tenant_id))
     lines = _split_lines(body) if is_lines else _split_list(body)
     if not lines:
         raise RequestError("expected at least one job")

@@ -77,8 +77,12 @@ class Admission:
             for line in part:
                 with contextlib.suppress(RequestError):
                     requests.append(parse_batch_line(line, endpoint=endpoint))
-            with contextlib.suppress(RequestError):  # a chat template refuses one: it will fail alone
+            try:
                 total += sum(self.prompt_tokens(requests))
+            except RequestError:  # a chat template refuses one of them, which will fail alone
+                for request in requests:
+                    with contextlib.suppress(RequestError):
+                        total += sum(self.prompt_tokens([request]))
         return total
 
     def _check_names(self, request: Request, *, callbacks: bool) -> None:

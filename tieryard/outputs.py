@@ -5,7 +5,7 @@ While the batch runs, reading gives the lines that are final by then.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import orjson
@@ -22,11 +22,16 @@ from tieryard.store.schema import Batch
 
 Kind = Literal["output", "errors"]
 
-# By primary keys alone. A reused answer's figures are those of the start that gave it.
+# By primary keys alone, up to so many rows or bytes as `chunks` says. A reused answer's figures are those of the start
+# that gave it. What is not text is kept compressed, so its size is a guess.
 _FINAL = """
+SELECT * FROM (
 SELECT job.id, job.state, job.finished_at, line.body, result.output, result.finish_reason, result.extra::text,
        result.error_kind, result.error, job.line_no, coalesce(result.reused_from, job.id), last.deployment,
-       last.prompt_tokens, last.completion_tokens, last.cached_tokens, last.fingerprint
+       last.prompt_tokens, last.completion_tokens, last.cached_tokens, last.fingerprint,
+       row_number() OVER w AS n,
+       sum(octet_length(line.body) + coalesce(octet_length(result.output), 0)
+           + coalesce(4 * pg_column_size(result.extra), 0)) OVER w AS bytes
 FROM job
 JOIN line USING (source_id, line_no)
 JOIN result ON result.job_id = job.id
@@ -34,7 +39,9 @@ LEFT JOIN LATERAL (
     SELECT * FROM timing WHERE timing.job_id = coalesce(result.reused_from, job.id) ORDER BY fence DESC LIMIT 1
 ) last ON true
 WHERE job.id > %(after)s AND job.id <= %(last)s AND job.finished_at IS NOT NULL AND (job.state = 'succeeded') = %(good)s
+WINDOW w AS (ORDER BY job.id)
 ORDER BY job.id LIMIT %(rows)s
+) next WHERE bytes <= %(bytes)s OR n = 1 ORDER BY id
 """
 
 _UNDONE = {
@@ -51,12 +58,22 @@ def read_output(store: Store, batch: Batch, kind: Kind) -> Iterator[bytes]:
     wanted = {"last": batch.first_job_id + batch.total - 1, "good": kind == "output"}
     for rows in chunks(store, _FINAL, wanted, after=batch.first_job_id - 1, key=lambda row: int(row[0])):
         render = _answered if kind == "output" else _unanswered
-        yield b"".join(orjson.dumps(render(row, endpoint)) + b"\n" for row in rows)
+        yield b"".join(_line(render, row, endpoint) for row in rows)
+
+
+def _line(render: Callable[[TupleRow, Any], dict[str, Any]], row: TupleRow, endpoint: Any) -> bytes:
+    """One line. An answer that cannot be written as JSON (nested deeper than that goes) is said to be so."""
+    try:
+        return orjson.dumps(render(row, endpoint)) + b"\n"
+    except (orjson.JSONEncodeError, orjson.JSONDecodeError):
+        said = {"code": "unreadable_answer", "message": "the answer cannot be written as JSON"}
+        line = {"id": public("batch_req", row[0]), "custom_id": _custom_id(row[3]), "response": None, "error": said}
+        return orjson.dumps(line) + b"\n"
 
 
 def _answered(row: TupleRow, endpoint: Any) -> dict[str, Any]:
     (job_id, _, finished_at, body, text, finish_reason, extra, _, _, _, source, deployment, prompt, completion, cached,
-     fingerprint) = row  # fmt: skip
+     fingerprint) = row[:16]  # fmt: skip
     answer = Answer(
         endpoint=endpoint,
         job=public("job", source),

@@ -8,7 +8,7 @@ import threading
 
 from tieryard import outputs, telemetry
 from tieryard.admission import Admission
-from tieryard.errors import RequestError
+from tieryard.errors import RequestError, StoreError
 from tieryard.requests import parse_batch_line, parse_job
 from tieryard.store import batches, expansion, reads
 from tieryard.store.expansion import Verdict
@@ -57,25 +57,33 @@ def expand_all(yard: Yard, admission: Admission) -> int:
 
 def judge(admission: Admission, line: str, *, signed: bool, endpoint: str | None, tier: str) -> Verdict:
     """One line: a job, or the reason why not."""
+    wants_callback = False
     try:
         request = parse_job(line) if endpoint is None else parse_batch_line(line, endpoint=endpoint)
+        wants_callback = request.callback_url is not None
         admission.check(request, callbacks=signed)
         if request.tier not in (None, tier):
             raise RequestError(f"the batch is of tier '{tier}', not '{request.tier}'", param="tier")
     except RequestError as error:
-        return Verdict(error=str(error))
+        return Verdict(error=str(error), wants_callback=wants_callback)
     except Exception as fault:  # a fault of ours must not hold every batch behind this line
         telemetry.logger().error(Event.TASK_FAILED, task="judge", **telemetry.fault(fault))
-        return Verdict(error="it could not be checked, by a fault of the fleet")
-    return Verdict(wants_callback=request.callback_url is not None)
+        return Verdict(error="it could not be checked, by a fault of the fleet", wants_callback=wants_callback)
+    return Verdict(wants_callback=wants_callback)
 
 
 def close_all(yard: Yard) -> None:
     """Measures the output of batches that are done, which finishes them."""
     for batch_id, tenant_id in batches.to_close(yard.store):
         batch = reads.get_batch(yard.store, batch_id, tenant_id=tenant_id).batch
-        output_bytes = sum(map(len, outputs.read_output(yard.store, batch, "output")))
-        error_bytes = sum(map(len, outputs.read_output(yard.store, batch, "errors")))
+        try:
+            output_bytes = sum(map(len, outputs.read_output(yard.store, batch, "output")))
+            error_bytes = sum(map(len, outputs.read_output(yard.store, batch, "errors")))
+        except StoreError:
+            raise
+        except Exception as fault:  # nor must one batch hold all others
+            yard.log.error(Event.TASK_FAILED, task="close", batch=batch_id, **telemetry.fault(fault))
+            continue
         if batches.close(yard.store, batch_id, output_bytes=output_bytes, error_bytes=error_bytes):
             yard.log.info(Event.BATCH_FINISHED, batch=batch_id)
             yard.nudge_callbacks()

@@ -26,27 +26,35 @@ _STEP = 64  # jobs given to one tenant before the next has its turn
 
 @dataclass(slots=True)
 class Rate:
-    """A tier's measured finishing rate, from what was outstanding, what was added and what is left."""
+    """A tier's measured finishing rate."""
 
     per_s: float = 0.0
-    outstanding: int = 0
     at: float = field(default_factory=time.monotonic)
 
-    def observe(self, left: int) -> None:
-        """`left` jobs are outstanding now; the rest of what was has finished since the last look."""
+    def observe(self, finished: int) -> None:
+        """So many of its jobs have finished since the last look."""
         now = time.monotonic()
         elapsed = now - self.at
         if elapsed <= 0:
             return
-        finished = max(0, self.outstanding - left)
         # Quick to rise, so that a fast engine is not starved; slow to fall, over about a second.
         seen = finished / elapsed
         weight = 1.0 if seen > self.per_s else min(1.0, elapsed)
         self.per_s += (seen - self.per_s) * weight
-        self.outstanding, self.at = left, now
+        self.at = now
 
     def window(self, seconds: float) -> int:
         return min(_MOST, max(_LEAST, int(self.per_s * seconds)))
+
+
+def finished_since(before: dict[int, int], now: list[OpenBatch]) -> int:
+    """How many jobs have finished, of those `before` outstanding by batch. What a stop has ended was not worked off."""
+    left = {b.id: None if b.stopping else b.outstanding for b in now}
+    ended = 0
+    for batch_id, outstanding in before.items():
+        remains = left.get(batch_id, 0)
+        ended += 0 if remains is None else max(0, outstanding - remains)
+    return ended
 
 
 def share_out(open_batches: list[OpenBatch], room: int) -> dict[int, int]:
@@ -96,6 +104,7 @@ class Feeder:
     def __init__(self, yard: Yard) -> None:
         self._yard = yard
         self._rates: dict[str, Rate] = defaultdict(Rate)
+        self._outstanding: dict[str, dict[int, int]] = {}
         self._floors: dict[int, int] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
@@ -136,12 +145,13 @@ class Feeder:
         for batch in found:
             by_tier[batch.tier].append(batch)
         advances: list[tuple[int, int, int]] = []
+        released: list[tuple[int, int, int]] = []
+        added: dict[int, int] = {}
         parcels: list[Parcel] = []
         for tier, waiting in by_tier.items():
             due = self._due(tier)
             rate = self._rates[tier]
-            outstanding = sum(b.outstanding for b in waiting)
-            rate.observe(outstanding)
+            rate.observe(finished_since(self._outstanding.get(tier, {}), waiting))
             granted = floors(waiting)
             rest = [b.released_further(granted.get(b.id, 0)) for b in waiting]
             room = rate.window(self._yard.settings.window_s) - sum(b.outstanding for b in rest)
@@ -152,11 +162,17 @@ class Feeder:
                     first = batch.first_job_id + batch.released_to
                     parcels += parcels_to_classify(tier, due, range(first, first + n))
                     advances.append((batch.id, batch.released_to, batch.released_to + n))
-            rate.outstanding += sum(granted.values())
+                    released.append((batch.id, first, n))
         if advances:
             with connection.transaction():
                 batches.release(connection, advances)
+                # Lines that were refused or reused are final already: they are nobody's work.
+                added = batches.unfinished(connection, released)
             self._yard.publisher.publish(parcels)
+        self._outstanding = {
+            tier: {b.id: b.outstanding + added.get(b.id, 0) for b in waiting if not b.stopping}
+            for tier, waiting in by_tier.items()
+        }
         if done := [b.id for b in found if b.done]:
             with connection.transaction():
                 completed = batches.complete(connection, done)

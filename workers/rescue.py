@@ -14,7 +14,7 @@ import redis
 from tieryard.job import State
 from tieryard.lease import API
 from tieryard.queues import BrokerError, Parcel, parcels_to_classify, parcels_to_infer
-from tieryard.store import Connection, idempotency, rescue
+from tieryard.store import Connection, files, idempotency, rescue
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
@@ -53,6 +53,7 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             moved = rescue.requeue_orphans(connection)
             rerouted = rescue.reroute(connection, yard.catalog.deployments)
             idempotency.forget_old(connection)
+            files.purge_expired(connection)
         stopped = _stop_all(connection)
         for worker_id, kind, deployment in buried:
             yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)

@@ -40,6 +40,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("file_by_tenant", "file", ["tenant_id", "id"])
+    expiring = sa.text("deleted_at IS NULL AND expires_at IS NOT NULL")
+    op.create_index("file_expiring", "file", ["expires_at"], postgresql_where=expiring)
     op.create_table(
         "idempotency",
         sa.Column("tenant_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -79,10 +81,8 @@ def upgrade() -> None:
     ):
         op.add_column("batch", column)
     op.execute("UPDATE batch SET requests = total")
-    op.execute(
-        "UPDATE batch SET outcome = 'completed', expanded_at = created_at, finalizing_at = finished_at "
-        "WHERE finished_at IS NOT NULL"
-    )
+    op.execute("UPDATE batch SET expanded_at = created_at WHERE expanded_to = total")
+    op.execute("UPDATE batch SET outcome = 'completed', finalizing_at = finished_at WHERE finished_at IS NOT NULL")
     op.alter_column("batch", "requests", nullable=False)
     op.create_check_constraint(
         "batch_finished_has_outcome", "batch", "(outcome IS NOT NULL) = (finished_at IS NOT NULL)"

@@ -14,12 +14,16 @@ from fastapi.testclient import TestClient
 from tests import factories as make
 from tests.integration.test_api import error_of, serving
 from tests.integration.test_files import post
+from tieryard import outputs
+from tieryard.errors import RequestError
 from tieryard.ids import internal
 from tieryard.job import State
 from tieryard.settings import Settings
 from tieryard.store import Store, batches, keys, rescue
 from tieryard.store.finish import finish
+from tieryard.store.schema import Batch
 from workers.expand import close_all, expand_all
+from workers.feed import Feeder
 from workers.yard import Yard
 
 CHAT = "/v1/chat/completions"
@@ -32,6 +36,7 @@ class House:
     client: TestClient
     store: Store
     yard: Yard
+    tenant: int
 
     def upload(self, *lines: Any) -> str:
         text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
@@ -85,7 +90,7 @@ class House:
 def house(settings: Settings, tenant: int, store: Store) -> Iterator[House]:
     yard = Yard("expand", settings, consume=[])
     with serving(settings) as client:
-        yield House(client, store, yard)
+        yield House(client, store, yard, tenant)
     yard.app.close()
     yard.store.close()
     yard.redis.close()
@@ -367,3 +372,114 @@ def test_a_tenants_cap_on_what_waits(house: House) -> None:
     house.answer(batch)
     house.close(batch)
     assert house.client.post("/v1/batches", json=wanted).status_code == 200
+
+
+def test_lines_that_are_final_before_release_are_no_speed(house: House) -> None:
+    """Thousands of reused lines in a tick must not look like an engine that fast: the window would be flooded."""
+    feeder = Feeder(house.yard)
+    batch = make.save_batch(
+        house.store, house.tenant, lines=["{bad"] * 4000 + [make.body(f"line {i}") for i in range(9000)]
+    )
+    house.expand()
+    for _ in range(14):
+        with house.store.transaction() as connection:
+            feeder.tick(connection)
+    [[released]] = house.store.fetch("SELECT released_to FROM batch WHERE id = %(id)s", {"id": batch})
+    assert 4000 < released <= 4000 + 512 + 64
+
+
+def test_a_cancelled_batch_is_no_speed(house: House) -> None:
+    feeder = Feeder(house.yard)
+    first, second = (make.save_batch(house.store, house.tenant, 6000) for _ in range(2))
+    house.expand()
+    with house.store.transaction() as connection:
+        feeder.tick(connection)
+    batches.cancel(house.store, first)
+    with house.store.transaction() as connection:
+        rescue.stop(connection)
+    for _ in range(3):
+        with house.store.transaction() as connection:
+            feeder.tick(connection)
+    [[released]] = house.store.fetch("SELECT released_to FROM batch WHERE id = %(id)s", {"id": second})
+    assert released <= 512 + 64
+
+
+def test_a_batch_that_cannot_be_closed_holds_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, good = house.create(line("a")), house.create(line("b"))
+    house.expand()
+    for batch in (odd, good):
+        house.answer(batch)
+        with house.store.transaction() as connection:
+            batches.complete(connection, [internal("batch", batch["id"])])
+    read = outputs.read_output
+
+    def unreadable(store: Store, batch: Batch, kind: Any) -> Any:
+        if batch.id == internal("batch", odd["id"]):
+            raise ZeroDivisionError
+        return read(store, batch, kind)
+
+    monkeypatch.setattr(outputs, "read_output", unreadable)
+    close_all(house.yard)
+    assert (house.get(odd)["status"], house.get(good)["status"]) == ("finalizing", "completed")
+
+
+def test_an_answer_that_cannot_be_written_is_one_lines_trouble(house: House) -> None:
+    batch = house.create(line("a"), line("b"))
+    house.expand()
+    house.answer(batch)
+    deep = "[" * 300 + "]" * 300
+    house.store.fetch(
+        "UPDATE result SET extra = %(extra)s::jsonb WHERE job_id = %(id)s RETURNING 1",
+        {"extra": f'{{"tool_calls": {deep}}}', "id": internal("batch", batch["id"]) + 1},
+    )
+    first, second = house.lines(house.close(batch)["output_file_id"])
+    assert (first["custom_id"], first["error"]["code"]) == ("a", "unreadable_answer")
+    assert second["response"]["status_code"] == 200
+
+
+def test_who_is_told_of_a_batch_that_never_ran(house: House) -> None:
+    """A file that cannot be read, and jobs of a list that were over before they were expanded."""
+    house.create("", callback_url=make.HOOK)
+    lines = [make.body("x", callback_url=make.HOOK)]
+    late = make.save_batch(house.store, house.tenant, lines=lines, window_s=-1, callback_url=make.HOOK)
+    house.expand()
+    with house.store.transaction() as connection:
+        rescue.stop(connection)
+    with house.store.transaction() as connection:
+        assert batches.complete(connection, [late]) == [(late, True)]
+    events = [row[0] for row in house.store.fetch("SELECT event FROM outbox ORDER BY id")]
+    assert events == ["batch.failed", "job.expired", "batch.expired"]
+    assert house.client.get(f"/v1/batches/batch_{late}").json()["status"] == "expired"
+
+
+def test_a_repeat_is_answered_whatever_has_become_of_the_file(house: House) -> None:
+    wanted = {"input_file_id": house.upload(line("a")), "endpoint": CHAT, "completion_window": "24h"}
+    headers = {"idempotency-key": "nightly"}
+    batch = house.client.post("/v1/batches", json=wanted, headers=headers).json()
+    house.expand()
+    house.answer(batch)
+    house.close(batch)
+    house.client.delete(f"/v1/files/{wanted['input_file_id']}")
+    again = house.client.post("/v1/batches", json=wanted, headers=headers)
+    assert (again.status_code, again.json()["id"]) == (200, batch["id"])
+
+
+def test_a_key_may_be_written_in_escapes(house: House) -> None:
+    batch = house.create(json.dumps(line("a")).replace('"url"', '"\\u0075rl"'))
+    house.expand()
+    house.answer(batch)
+    assert house.states(batch) == {"succeeded": 1}
+
+
+def test_a_line_that_no_template_takes_does_not_hide_the_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    admission = house.yard.admission()
+    prompt_tokens = admission.prompt_tokens
+
+    def picky(requests: list[Any]) -> list[int]:
+        if any("odd" in request.text() for request in requests):
+            raise RequestError("roles must alternate")
+        return prompt_tokens(requests)
+
+    monkeypatch.setattr(admission, "prompt_tokens", picky)
+    plain = [json.dumps(line(str(i))) for i in range(3)]
+    assert admission.file_tokens([[*plain, json.dumps(line("odd"))]], CHAT) == admission.file_tokens([plain], CHAT) > 0

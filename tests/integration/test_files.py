@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -73,8 +74,9 @@ def test_a_file_as_openai_shows_it(client: TestClient) -> None:
         (b"{}\n\xff{}\n", 2, "UTF-8"),
         (b"{}\n{}\n\x00\n", 3, "NUL"),
         (b"{}\n" * 21, 21, "20 requests"),
+        (b"{}\n" + b"\n" * 2000, 1041, "blank lines"),
     ],
-    ids=["not UTF-8", "NUL", "too many"],
+    ids=["not UTF-8", "NUL", "too many", "too many blank"],
 )
 def test_a_file_that_cannot_be_kept_leaves_nothing(
     client: TestClient, store: Store, content: bytes, line: int, says: str
@@ -183,6 +185,31 @@ def test_a_long_file_is_read_in_short_statements(store: Store, tenant: int, monk
     assert b"".join(pieces) == content
     assert max(map(len, pieces)) < 3 * 2**20
     assert len([s for s in seen if "FROM line" in s]) == len(pieces) + 1 < 12
+
+
+def test_pieces_are_small_whatever_the_lines_are(store: Store, tenant: int) -> None:
+    """Long lines after short ones: a chunk is bounded by its own bytes, not by what came before."""
+    content = b"{}\n" * 3000 + (b'{"x": "' + b"y" * 300_000 + b'"}\n') * 40
+    file_id = files.save_file(store, NewFile(tenant, "batch", "x"), io.BytesIO(content), most_lines=5000)
+    pieces = list(files.read_lines(store, files.get_file(store, file_id, tenant_id=tenant)))
+    assert b"".join(pieces) == content
+    assert max(map(len, pieces)) <= files.CHUNK_BYTES + 3000
+
+
+def test_an_expired_file_is_deleted(store: Store, tenant: int) -> None:
+    wanted = NewFile(tenant, "batch", "x", expires_after=timedelta(hours=1))
+    ids = [files.save_file(store, wanted, io.BytesIO(b"{}\n"), most_lines=10) for _ in range(2)]
+    store.fetch("UPDATE file SET expires_at = now() WHERE id = %(id)s RETURNING id", {"id": ids[0]})
+    for _ in range(2):
+        with store.transaction() as connection:
+            files.purge_expired(connection)
+    assert store.fetch("SELECT source_id FROM line") == [(ids[1],)]
+
+
+def test_a_form_in_no_known_charset_is_refused(client: TestClient) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=undefined"}
+    body = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x--\r\n'
+    error_of(client.post("/v1/files", content=body, headers=headers), 400)
 
 
 def test_a_request_is_known_by_what_it_asks() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import factories as make
 from tieryard.store.batches import OpenBatch
 from workers import feed
-from workers.feed import Rate, floors, share_out
+from workers.feed import Rate, finished_since, floors, share_out
 
 room = st.integers(min_value=-10, max_value=6000)
 
@@ -87,25 +87,39 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_a_rate_rises_at_once_and_falls_slowly(clock: Clock) -> None:
-    rate = Rate(at=clock.now, outstanding=1000)
+    rate = Rate(at=clock.now)
     clock.now += 0.5
     rate.observe(500)
     assert rate.per_s == 1000
     clock.now += 0.1
-    rate.observe(500)
+    rate.observe(0)
     assert rate.per_s == pytest.approx(900)
     clock.now += 5
-    rate.observe(500)
+    rate.observe(0)
     assert rate.per_s == 0
 
 
-def test_a_rate_survives_a_clock_that_stands_and_jobs_that_come_back(clock: Clock) -> None:
-    rate = Rate(at=clock.now, outstanding=10)
+def test_a_rate_survives_a_clock_that_stands(clock: Clock) -> None:
+    rate = Rate(at=clock.now)
     rate.observe(5)
     assert rate.per_s == 0
-    clock.now += 1
-    rate.observe(50)
-    assert rate.per_s == 0
+
+
+def test_what_counts_as_finished() -> None:
+    """Not what a stop has ended, nor jobs that came back; a batch that is gone has finished what it had."""
+    now = [
+        make.open_batch(1, outstanding=4),
+        make.open_batch(2, outstanding=0, stopping=True),
+        make.open_batch(3, outstanding=50),
+    ]
+    assert finished_since({1: 10, 2: 500, 3: 20, 4: 7}, now) == 6 + 0 + 0 + 7
+    assert finished_since({}, now) == 0
+
+
+@given(open_batches())
+def test_a_stopping_batch_releases_nothing(found: list[OpenBatch]) -> None:
+    stopping = [replace(batch, stopping=True) for batch in found]
+    assert share_out(stopping, 1000) == floors(stopping) == {}
 
 
 @given(st.floats(min_value=0, max_value=1e9), st.floats(min_value=0, max_value=60))

@@ -100,10 +100,14 @@ def parse_batch_line(raw: str, *, endpoint: str | None = None) -> Request:
 def parse_request(raw: str) -> Request:
     """Reads a stored line, of either kind. Raises RequestError when today's rules refuse it."""
     raw = raw.removeprefix(_BOM)
-    if '"url"' not in raw:  # a native job has no such member; a prompt that quotes it has backslashes
+    # A native job has no such member, a prompt that quotes it has backslashes; and a key may be written in escapes.
+    if '"url"' not in raw and "\\u" not in raw:
         return parse_job(raw)
-    stored = from_json(raw)
-    if "url" not in stored:
+    try:
+        stored = from_json(raw)
+    except ValueError:
+        return parse_job(raw)  # which says what is wrong with it
+    if not isinstance(stored, dict) or "url" not in stored:
         return parse_job(raw)
     return _read_body(stored["url"], stored["body"], stored.get("custom_id"))
 

@@ -44,6 +44,8 @@ def _not_blank(text: str) -> str:
     return text
 
 
+Name = Annotated[str, Field(max_length=256)]
+"""Of something in the catalog: long enough for any, short enough to be quoted when there is none."""
 NotBlank = Annotated[str, AfterValidator(_not_blank)]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, model_validator
 
-from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, NotBlank
+from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, Name, NotBlank
 from tieryard.requests.request import CHAT, DEFAULT_MAX_TOKENS, Request, needs_of
 
 
@@ -41,14 +41,14 @@ class JobCreate(BaseModel):
 
     prompt: NotBlank | None = Field(default=None, description="Short for one user message. Give this or `messages`.")
     messages: list[Message] | None = Field(default=None, min_length=1, description="The conversation.")
-    tier: str | None = Field(
+    tier: Name | None = Field(
         default=None, description="Service class: a tier of the catalog. Default: the list's, else `batch`."
     )
-    model: str = Field(
+    model: Name = Field(
         default="auto",
         description="`auto` routes; `class:small|medium|large` restricts to a size class; a deployment's name pins.",
     )
-    category: str | None = Field(
+    category: Name | None = Field(
         default=None, description="What is asked for, when you know better than the classifier."
     )
     max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=1_000_000, description="Most tokens to generate.")

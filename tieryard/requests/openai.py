@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from tieryard.errors import RequestError
-from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, NotBlank, refusal
+from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, Name, NotBlank, refusal
 from tieryard.requests.request import (
     CHAT,
     COMPLETIONS,
@@ -79,15 +79,15 @@ class _Body(_Open):
 
     _to_engine: ClassVar[tuple[str, ...]] = ()
 
-    model: str = Field(
+    model: Name = Field(
         description="`auto` routes; `class:small|medium|large` restricts to a size class; a deployment's name pins."
     )
     user: str | None = None
     safety_identifier: str | None = None
     metadata: Metadata | None = None
 
-    tier: str | None = Field(default=None, description="Service class: a tier of the catalog.")
-    category: str | None = Field(
+    tier: Name | None = Field(default=None, description="Service class: a tier of the catalog.")
+    category: Name | None = Field(
         default=None, description="What is asked for, when you know better than the classifier."
     )
 
@@ -279,7 +279,7 @@ class BatchCreate(_Open):
     )
     metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
-    tier: str | None = Field(default=None, description="Service class. Default: `bulk` where the catalog has it.")
+    tier: Name | None = Field(default=None, description="Service class. Default: `bulk` where the catalog has it.")
     reuse: bool = Field(
         default=False,
         description="Take answers that earlier batches got to the same requests from what is still deployed.",

@@ -94,16 +94,21 @@ ORDER BY b.deadline, b.id
 
 # All jobs are final. A list is finished with that; a file's batch when its output has been measured (`close`).
 _COMPLETE = """
-WITH done AS (
-    UPDATE batch b SET finalizing_at = now(),
-        counts = (SELECT jsonb_object_agg(state, n) FROM (
-            SELECT state, count(*) AS n FROM job
-            WHERE id >= b.first_job_id AND id < b.first_job_id + b.total GROUP BY state) counted),
+WITH ready AS (
+    SELECT id, first_job_id, total FROM batch
+    WHERE id = ANY(%(ids)s) AND finished_at IS NULL AND finalizing_at IS NULL AND released_to = total
+      AND NOT EXISTS (SELECT FROM job WHERE job.batch_id = batch.id AND job.finished_at IS NULL)
+    FOR UPDATE
+), counted AS (
+    SELECT id, (SELECT coalesce(jsonb_object_agg(state, n), '{}') FROM (
+        SELECT state, count(*) AS n FROM job
+        WHERE job.id >= first_job_id AND job.id < first_job_id + total GROUP BY state
+    ) by_state) AS counts FROM ready
+), done AS (
+    UPDATE batch b SET finalizing_at = now(), counts = counted.counts,
         finished_at = CASE WHEN b.endpoint IS NULL THEN now() END,
-        outcome = CASE WHEN b.endpoint IS NOT NULL THEN NULL WHEN b.cancelling_at IS NOT NULL THEN 'cancelled'
-                       ELSE 'completed' END
-    WHERE b.id = ANY(%(ids)s) AND b.finished_at IS NULL AND b.finalizing_at IS NULL AND b.released_to = b.total
-      AND NOT EXISTS (SELECT FROM job WHERE job.batch_id = b.id AND job.finished_at IS NULL)
+        outcome = CASE WHEN b.endpoint IS NULL THEN {outcome} END
+    FROM counted WHERE b.id = counted.id
     RETURNING b.id, b.tenant_id, b.callback_url, b.outcome
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
@@ -111,7 +116,11 @@ WITH done AS (
     WHERE callback_url IS NOT NULL AND outcome IS NOT NULL
 )
 SELECT id, outcome IS NOT NULL FROM done
-"""
+""".replace(
+    "{outcome}",
+    "CASE WHEN b.cancelling_at IS NOT NULL THEN 'cancelled' WHEN counted.counts ? 'expired' THEN 'expired' "
+    "ELSE 'completed' END",
+)
 
 _TO_CLOSE = """
 SELECT id, tenant_id FROM batch WHERE finished_at IS NULL AND finalizing_at IS NOT NULL ORDER BY total
@@ -146,6 +155,11 @@ RETURNING id
 """
 
 _INSERT = """
+WITH owed AS (
+    INSERT INTO outbox (tenant_id, event, subject_id, url)
+    SELECT %(tenant)s, 'batch.failed', %(id)s, %(callback)s
+    WHERE %(callback)s::text IS NOT NULL AND %(fault)s::text IS NOT NULL
+)
 INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests, deadline, callback_url,
                    enqueued_tokens, endpoint, "window", metadata, reuse, output_expires_s, fault, outcome, finished_at)
 VALUES (%(id)s, %(tenant)s, %(tier)s, %(source)s, %(id)s + 1, %(total)s, %(requests)s, %(deadline)s, %(callback)s,
@@ -161,10 +175,11 @@ def save_batch(store: Store, new: NewBatch, lines: list[str], *, mark: Mark | No
     """
     batch_id = store.reserve_ids(len(lines) + 1)
     with store.transaction() as connection:
-        _insert(connection, batch_id, new, mark, source=batch_id, total=len(lines), requests=len(lines))
         with connection.cursor().copy("COPY line (source_id, line_no, body) FROM STDIN") as copy:
             for number, body in enumerate(lines, start=1):
                 copy.write_row((batch_id, number, body))
+        # After the lines: whoever comes with the same key waits for this row's commit, and not for the COPY.
+        _insert(connection, batch_id, new, mark, source=batch_id, total=len(lines), requests=len(lines))
     return batch_id
 
 
@@ -253,6 +268,17 @@ def close(store: Store, batch_id: int, *, output_bytes: int, error_bytes: int) -
         },
     )
     return str(rows[0][0]) if rows else None
+
+
+def unfinished(connection: Connection, released: list[tuple[int, int, int]]) -> dict[int, int]:
+    """Of what was released of each batch, (batch id, first job, jobs), how many are not final: {batch id: n}."""
+    rows = connection.execute(
+        "SELECT r.id, (SELECT count(*) FROM job WHERE job.batch_id = r.id AND job.finished_at IS NULL "
+        "              AND job.id >= r.first AND job.id < r.first + r.n) "
+        "FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[]) AS r (id, first, n)",
+        [list(column) for column in zip(*released, strict=True)],
+    )
+    return {row[0]: row[1] for row in rows}
 
 
 def cancel(store: Store, batch_id: int) -> bool:

@@ -15,7 +15,7 @@ from tieryard.job import State
 from tieryard.store.connection import Connection, Store, storable
 
 _CHUNK = 2000  # lines
-_CHUNK_BYTES = 16 * 2**20  # of lines as long as the file's mean
+_CHUNK_BYTES = 16 * 2**20  # of those lines, and one at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +42,18 @@ WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647):
 
 _BATCH = """
 SELECT batch.id, batch.tenant_id, batch.tier, batch.source_id, batch.first_job_id, batch.total, batch.expanded_to,
-       batch.deadline, batch.created_at, batch.endpoint, batch.reuse, file.duplicates,
-       coalesce(file.bytes / nullif(file.lines, 0), 0),
+       batch.deadline, batch.created_at, batch.endpoint, batch.reuse, coalesce(file.duplicates, '{}'),
        CASE WHEN cancelling_at IS NOT NULL THEN 'cancelled' WHEN deadline < now() THEN 'expired' END
 FROM batch LEFT JOIN file ON file.id = batch.source_id
 WHERE batch.id = %(id)s AND batch.expanded_to < batch.total
 """
 
 _LINES = """
-SELECT line_no, body, hash FROM line WHERE source_id = %(source)s AND line_no > %(after)s
-ORDER BY line_no LIMIT %(most)s
+SELECT line_no, body, hash FROM (
+    SELECT line_no, body, hash, row_number() OVER w AS n, sum(octet_length(body)) OVER w AS bytes
+    FROM line WHERE source_id = %(source)s AND line_no > %(after)s
+    WINDOW w AS (ORDER BY line_no) ORDER BY line_no LIMIT %(most)s
+) next WHERE bytes <= %(bytes)s OR n = 1 ORDER BY line_no
 """
 
 # What earlier batches of this tenant were answered to the same request, by a deployment that is still the same.
@@ -96,13 +98,8 @@ class _Chunk:
     created_at: object
     endpoint: str | None
     reuse: bool
-    duplicates: list[int] | None
-    mean_bytes: int
+    duplicates: list[int]
     stopped: str | None
-
-    @property
-    def most_lines(self) -> int:
-        return max(1, min(_CHUNK, _CHUNK_BYTES // (self.mean_bytes + 1)))
 
 
 def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | None = None) -> tuple[int, int] | None:
@@ -116,10 +113,12 @@ def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | N
         if batch is None:
             return None
         lines = connection.execute(
-            _LINES, {"source": batch.source_id, "after": batch.expanded_to, "most": batch.most_lines}
+            _LINES, {"source": batch.source_id, "after": batch.expanded_to, "most": _CHUNK, "bytes": _CHUNK_BYTES}
         ).fetchall()
         earlier = _earlier(connection, batch, lines, revisions or {})
+        duplicates = set(batch.duplicates)
         ended: list[tuple[int, str, str]] = []
+        owed: list[tuple[int, str, int]] = []
         reused: list[tuple[int, int]] = []
         with connection.cursor().copy(_COPY) as copy:
             for number, body, digest in lines:
@@ -127,19 +126,23 @@ def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | N
                     continue
                 job_id = batch.first_job_id + number - 1
                 found = earlier.get(digest) if digest is not None else None
-                state, why, called_back = _judged(batch, number, body, judge, known=found is not None)
+                state, why, called_back = _judged(
+                    batch, number, body, judge, known=found is not None, duplicates=duplicates
+                )
                 deployment, category = None, None
                 if state is State.SUCCEEDED and found is not None:
                     source, deployment, category = found
                     reused.append((job_id, source))
                 elif state is not State.QUEUED:
                     ended.append((job_id, "invalid_request" if state is State.FAILED else str(state), why))
+                    if called_back:
+                        owed.append((batch.tenant_id, f"job.{state}", job_id))
                 finished_at = None if state is State.QUEUED else batch.created_at
                 copy.write_row(
                     (job_id, batch.id, batch.tenant_id, batch.source_id, number, batch.tier, str(state), batch.deadline,
                      batch.created_at, called_back, deployment, category, finished_at)
                 )  # fmt: skip
-        _save_results(connection, ended, reused)
+        _save_results(connection, ended, reused, owed)
         done = batch.expanded_to + len(lines)
         connection.execute(
             "UPDATE batch SET expanded_to = %(to)s, expanded_at = CASE WHEN total = %(to)s THEN now() END "
@@ -149,16 +152,18 @@ def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | N
     return batch.id, len(lines)
 
 
-def _judged(batch: _Chunk, number: int, body: str, judge: Judge, *, known: bool) -> tuple[State, str, bool]:
+def _judged(
+    batch: _Chunk, number: int, body: str, judge: Judge, *, known: bool, duplicates: set[int]
+) -> tuple[State, str, bool]:
     """(the state that this line's job starts in, why if it is final, whether its end is told)."""
     if batch.stopped is not None:
         state = State(batch.stopped)
-        return state, _REASONS[state], False
-    if number in (batch.duplicates or ()):
+        return state, _REASONS[state], judge(body, batch.endpoint, batch.tier).wants_callback
+    if number in duplicates:
         return State.FAILED, "custom_id: stands above already; it must be unique in the file", False
     verdict = judge(body, batch.endpoint, batch.tier)
     if verdict.error is not None:
-        return State.FAILED, verdict.error, False
+        return State.FAILED, verdict.error, verdict.wants_callback
     return (State.SUCCEEDED if known else State.QUEUED), "", verdict.wants_callback
 
 
@@ -181,7 +186,15 @@ def _earlier(
     return {bytes(row[0]): (row[1], row[2], row[3]) for row in rows}
 
 
-def _save_results(connection: Connection, ended: list[tuple[int, str, str]], reused: list[tuple[int, int]]) -> None:
+def _save_results(
+    connection: Connection,
+    ended: list[tuple[int, str, str]],
+    reused: list[tuple[int, int]],
+    owed: list[tuple[int, str, int]],
+) -> None:
+    """Of lines that start out final: why, whose answer they take, and who is told."""
+    if owed:
+        connection.cursor().executemany("INSERT INTO outbox (tenant_id, event, subject_id) VALUES (%s, %s, %s)", owed)
     if ended:
         connection.cursor().executemany(
             "INSERT INTO result (job_id, error_kind, error) VALUES (%s, %s, %s)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import timedelta
 from typing import Any, BinaryIO
 
 import orjson
@@ -21,16 +21,22 @@ from sqlmodel.sql.expression import SelectOfScalar
 from tieryard.errors import ConflictError, NotFoundError, RequestError
 from tieryard.ids import public
 from tieryard.store import idempotency
-from tieryard.store.connection import Store
+from tieryard.store.connection import Connection, Store
 from tieryard.store.idempotency import Mark
 from tieryard.store.schema import File
 
 _MOST_LINE_BYTES = 16 * 2**20
-_CHUNK_BYTES = 2 * 2**20
-_MOST_ROWS = 2000
+_SPARE_LINES = 1000  # a file may have so many blank lines, and one beside each request
+CHUNK_BYTES = 2 * 2**20
+_LEAST_ROWS, _MOST_ROWS = 16, 2000
 
+# Up to so many rows, and of those as many as are CHUNK_BYTES together: one at least.
 _LINES = """
-SELECT line_no, body FROM line WHERE source_id = %(file)s AND line_no > %(after)s ORDER BY line_no LIMIT %(rows)s
+SELECT line_no, body FROM (
+    SELECT line_no, body, row_number() OVER w AS n, sum(octet_length(body)) OVER w AS bytes
+    FROM line WHERE source_id = %(file)s AND line_no > %(after)s
+    WINDOW w AS (ORDER BY line_no) ORDER BY line_no LIMIT %(rows)s
+) next WHERE bytes <= %(bytes)s OR n = 1 ORDER BY line_no
 """
 
 
@@ -41,14 +47,18 @@ class NewFile:
     tenant_id: int
     purpose: str
     filename: str
-    expires_at: datetime | None = None
+    expires_after: timedelta | None = None
+
+    def described(self) -> str:
+        """All of it that an idempotency key stands for, beside the content."""
+        return f"{self.purpose}\0{self.filename}\0{self.expires_after}\0"
 
 
 def save_file(store: Store, new: NewFile, content: BinaryIO, *, most_lines: int, key: str | None = None) -> int:
     """Saves an upload, whole or not at all: its id. Raises RequestError with the line that cannot be kept, and
     AlreadyMadeError when this idempotency key has brought the same content before."""
     file_id = store.next_id()
-    lines = _Lines(new.tenant_id, most_lines, hashlib.sha256(f"{new.purpose}\0{new.filename}\0".encode()))
+    lines = _Lines(new.tenant_id, most_lines, hashlib.sha256(new.described().encode()))
     with store.transaction() as connection:
         with connection.cursor().copy("COPY line (source_id, line_no, body, hash) FROM STDIN") as copy:
             for number, text, digest in lines.read(content):
@@ -58,7 +68,7 @@ def save_file(store: Store, new: NewFile, content: BinaryIO, *, most_lines: int,
         idempotency.claim(connection, mark, file_id)
         connection.execute(
             "INSERT INTO file (id, tenant_id, purpose, filename, bytes, lines, requests, ends_open, duplicates, "
-            "first_fault, expires_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            "first_fault, expires_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, now() + %s)",
             [
                 file_id,
                 new.tenant_id,
@@ -70,7 +80,7 @@ def save_file(store: Store, new: NewFile, content: BinaryIO, *, most_lines: int,
                 lines.ends_open,
                 lines.duplicates or None,
                 None if lines.objects else lines.first_fault,
-                new.expires_at,
+                new.expires_after,
             ],
         )
     return file_id
@@ -98,6 +108,8 @@ class _Lines:
             self.number += 1
             self.size += len(raw)
             self.digest.update(raw)
+            if self.number > 2 * self.most_lines + _SPARE_LINES:
+                raise RequestError("has too many blank lines", param="file", line=self.number)
             if len(raw) > _MOST_LINE_BYTES:
                 raise RequestError(f"is longer than {_MOST_LINE_BYTES} bytes", param="file", line=self.number)
             self.ends_open = not raw.endswith(b"\n")
@@ -181,6 +193,20 @@ def delete_file(store: Store, file_id: int, *, tenant_id: int) -> None:
             connection.execute("DELETE FROM line WHERE source_id = %s", [file_id])
 
 
+def purge_expired(connection: Connection) -> None:
+    """Deletes a file that has expired: the lines too, where no batch was made from it. One a call, so that none is
+    long."""
+    found = connection.execute(
+        "SELECT id, EXISTS (SELECT FROM batch WHERE source_id = file.id) FROM file "
+        "WHERE expires_at < now() AND deleted_at IS NULL ORDER BY expires_at LIMIT 1 FOR UPDATE SKIP LOCKED"
+    ).fetchone()
+    if found is None:
+        return
+    connection.execute("UPDATE file SET deleted_at = now() WHERE id = %s", [found[0]])
+    if not found[1]:
+        connection.execute("DELETE FROM line WHERE source_id = %s", [found[0]])
+
+
 def read_lines(store: Store, file: File) -> Iterator[bytes]:
     """An uploaded file's content, byte for byte, in pieces of a few megabytes."""
     read = 0
@@ -199,13 +225,12 @@ def read_texts(store: Store, file: File) -> Iterator[list[str]]:
 def chunks(
     store: Store, statement: str, parameters: dict[str, Any], *, after: int, key: Callable[[TupleRow], int]
 ) -> Iterator[list[TupleRow]]:
-    """A long read, chunk by chunk: `statement` takes `after` and `rows`. Chunks grow while their rows are small."""
-    rows = 16
-    while found := store.fetch(statement, {**parameters, "after": after, "rows": rows}):
+    """A long read, chunk by chunk: `statement` takes `after`, `rows` and `bytes`, and keeps to both."""
+    rows = _LEAST_ROWS
+    while found := store.fetch(statement, {**parameters, "after": after, "rows": rows, "bytes": CHUNK_BYTES}):
         yield found
         after = key(found[-1])
-        size = sum(len(v) for row in found for v in row if isinstance(v, str)) // len(found) + 1
-        rows = max(1, min(rows * 4, _CHUNK_BYTES // size, _MOST_ROWS))
+        rows = max(_LEAST_ROWS, min(4 * len(found), _MOST_ROWS))
 
 
 def _theirs(tenant_id: int) -> SelectOfScalar[File]:

@@ -118,7 +118,10 @@ class File(SQLModel, table=True):
     """
 
     __tablename__: ClassVar[str] = "file"
-    __table_args__ = (Index("file_by_tenant", "tenant_id", "id"),)
+    __table_args__ = (
+        Index("file_by_tenant", "tenant_id", "id"),
+        Index("file_expiring", "expires_at", postgresql_where=text("deleted_at IS NULL AND expires_at IS NOT NULL")),
+    )
 
     id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
