@@ -34,7 +34,7 @@ SELECT job.id, job.state, job.finished_at, line.body, result.output, result.fini
            + coalesce(4 * pg_column_size(result.extra), 0)) OVER w AS bytes
 FROM job
 JOIN line USING (source_id, line_no)
-JOIN result ON result.job_id = job.id
+JOIN result ON result.job_id = job.id AND result.job_id > %(after)s AND result.job_id <= %(last)s
 LEFT JOIN LATERAL (
     SELECT * FROM timing WHERE timing.job_id = coalesce(result.reused_from, job.id) ORDER BY fence DESC LIMIT 1
 ) last ON true
