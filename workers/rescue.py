@@ -62,8 +62,11 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
                     yard.metrics.withdraw_gauge(deployment, worker_id)
                 for name in yard.catalog.deployments if kind == API else ():
                     yard.metrics.forget_calls(name, api=worker_id)
+        if moved or rerouted:
+            yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
+        if stopped:  # what their callers asked for, or their windows
+            yard.log.info(Event.RESCUED, stopped=stopped)
         if moved or stopped or rerouted:
-            yard.log.warning(Event.RESCUED, **moved, stopped=stopped, rerouted=rerouted)
             yard.nudge_callbacks()
         flushed = yard.redis.get(EPOCH) is None
         if flushed:
