@@ -55,13 +55,7 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             idempotency.forget_old(connection)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
-        for worker_id, kind, deployment in buried:
-            yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
-            with contextlib.suppress(redis.RedisError):  # it would be too old to count in a moment anyway
-                if deployment is not None:
-                    yard.metrics.withdraw_gauge(deployment, worker_id)
-                for name in yard.catalog.deployments if kind == API else ():
-                    yard.metrics.forget_calls(name, api=worker_id)
+        _forget(yard, buried)
         if moved or rerouted:
             yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
         if stopped:  # what their callers asked for, or their windows
@@ -84,6 +78,17 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             yard.redis.set(EPOCH, str(uuid.uuid4()))
         if nudges:
             yard.log.info(Event.RESCUED, nudged=len(nudges))
+
+
+def _forget(yard: Yard, buried: list[tuple[int, str, str | None]]) -> None:
+    """What dead workers said of their load: it would be too old to count in a moment anyway."""
+    for worker_id, kind, deployment in buried:
+        yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
+        with contextlib.suppress(redis.RedisError):
+            if deployment is not None:
+                yard.metrics.withdraw_gauge(deployment, worker_id)
+            for name in yard.catalog.deployments if kind == API else ():
+                yard.metrics.forget_calls(name, api=worker_id)
 
 
 def _stop_all(connection: Connection) -> int:
