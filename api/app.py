@@ -11,6 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.routing import Match
 
 from api import batches, calls, files, health, jobs, models
@@ -46,7 +48,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     uploads = {"/v1/files": settings.max_file_bytes + MULTIPART_BYTES}
-    app.add_middleware(BodyLimit, most=settings.max_body_bytes, at=uploads)
+    of_calls = dict.fromkeys(calls.PATHS, min(calls.CALL_BYTES, settings.max_body_bytes))
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes, at=uploads | of_calls)
     app.add_middleware(RateHeaders)
     app.include_router(calls.router)
     app.include_router(jobs.router)
@@ -58,6 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_exception_handler(refused, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_hang_up)
     app.add_exception_handler(Exception, _on_unexpected)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -80,7 +84,8 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     param = ".".join(str(p) for p in first["loc"][1:])
-    return _answer(refuse(400, f"{param}: {first['msg']}", code="invalid_request", param=param))
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    return _answer(refuse(400, f"{param}: {message}", code="invalid_request", param=param))
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -97,6 +102,11 @@ def _methods_at(request: Request) -> set[str]:
     app: FastAPI = request.app
     asked = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
     return {m for m, scope in asked.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)}
+
+
+async def _on_hang_up(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Who leaves while sending a body has done nothing wrong, and nor have we. Nobody reads this."""
+    return Response(status_code=400)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:

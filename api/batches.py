@@ -110,6 +110,7 @@ def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None
         raise RequestError("callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET", param="callback_url")
     tier = wanted.tier or (FILE_TIER if FILE_TIER in state.catalog.tiers else DEFAULT_TIER)
     state.admission.check_tier(tier)
+    state.admission.check_endpoint(wanted.endpoint)
     new = NewBatch(
         holder.tenant_id,
         tier,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -17,10 +17,13 @@ from api.replies import GONE, CallerGoneError, Reply
 from api.slots import Slot
 from api.switchboard import SHUTDOWN, Switchboard
 from tieryard.answers import Answer, Chunks
-from tieryard.engines import Delta, Recording
+from tieryard.endings import said
+from tieryard.engines import Delta, Recording, Usage
 from tieryard.errors import (
     ConflictError,
+    EngineBusyError,
     EngineError,
+    EngineTimeoutError,
     JobFailedError,
     RetryableError,
     StoreError,
@@ -50,7 +53,9 @@ _STOPPED = {
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A call as admitted, to become job `job_id`. `body` is the line to store. `made` is the job that its idempotency
-    key has made before; where there is none there is a choice. `accepted` is on the monotonic clock."""
+    key has made before; where there is none there is a choice. `reserved` tokens are counted already, `charge` counts
+    more. A call waits `patience_s` for a slot, and `first_s` for an engine's first event while another is free.
+    `accepted` is on the monotonic clock."""
 
     job_id: int
     tenant_id: int
@@ -61,7 +66,10 @@ class Ask:
     made: int | None
     choice: Choice | None
     with_usage: bool
+    reserved: int
+    charge: Callable[[int], None]
     patience_s: float
+    first_s: float
     window_s: float
     routing_ms: float
     accepted: float
@@ -87,6 +95,7 @@ class Call:
         self._server = ""
         self._slot: Slot | None = None
         self._recording = Recording()
+        self._late: asyncio.TimerHandle | None = None
 
     def begin(self, reply: Reply) -> asyncio.Task[None]:
         self._task = asyncio.create_task(self._run(reply))
@@ -115,14 +124,17 @@ class Call:
                 await _tell(reply, JobFailedError(kind, message))
         except TieryardError as error:
             self._fail(error)
-            await _tell(reply, error)
+            await _tell(reply, self._told(error))
         except Exception as error:  # a fault of ours costs this call, and no other
             self._board.log.error(Event.REQUEST_FAILED, path=self._ask.request.endpoint, **fault(error))
             self._end(State.FAILED, "internal_error", f"{type(error).__name__} in the API")
             await _tell(reply, internal_error())
         finally:
             self._release()
-            await reply.close()
+            try:
+                await self._settle()
+            finally:
+                await reply.close()
 
     async def _answer(self, reply: Reply) -> None:
         if self._ask.made is not None:
@@ -153,11 +165,17 @@ class Call:
         stream = slot.engine.stream(self._ask.request.body)
         self._recording = recording = Recording()
         try:
-            async for event in stream:
-                recording.add(event)
-                if isinstance(event, Delta):
-                    await reply.piece(slot.deployment, event)
+            async with asyncio.timeout(None) as limit:
+                self._expect(limit)
+                async for event in stream:
+                    self._expect(None)
+                    recording.add(event)
+                    if isinstance(event, Delta):
+                        await reply.piece(slot.deployment, event)
+        except TimeoutError:
+            raise EngineTimeoutError(f"nothing came in {self._ask.first_s:g} s, and another engine is free") from None
         finally:
+            self._expect(None)
             recording.stop()
             await stream.aclose()
             self._release()
@@ -165,16 +183,48 @@ class Call:
         self._end(State.SUCCEEDED)
         await reply.finish(answer)
 
+    def _expect(self, limit: asyncio.Timeout | None) -> None:
+        """Looks after `first_s` whether the first event has come; it has with None. An engine that hangs, or is slow
+        beyond what the tier allows, is left where another is free: else late is better than never."""
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if limit is not None:
+            self._late = asyncio.get_running_loop().call_later(self._ask.first_s, self._look_elsewhere, limit)
+
+    def _look_elsewhere(self, limit: asyncio.Timeout) -> None:
+        try:
+            self._route({**self._board.slots.full(), **self._tried, self._server: "is late"})
+        except UnavailableError:
+            self._expect(limit)
+        else:
+            limit.reschedule(asyncio.get_running_loop().time())
+
+    def _route(self, passed: dict[str, str]) -> Choice:
+        assert self._ask.choice is not None
+        return self._board.route(self._ask.choice.features, passed)
+
+    def _best(self) -> Choice:
+        """The best of those that have room now; where none has, the best to wait for. Raises UnavailableError."""
+        with contextlib.suppress(UnavailableError):
+            return self._route({**self._board.slots.full(), **self._tried})
+        return self._route(self._tried)
+
     async def _start(self) -> None:
         """Waits for room, then saves the job as running."""
-        ask, choice = self._ask, self._ask.choice
+        ask, choice, slots = self._ask, self._ask.choice, self._board.slots
         assert choice is not None
         asked = time.monotonic()
-        self._slot = await self._board.slots.take(choice.deployment, within_s=ask.patience_s)
+        if not slots.has_room(choice.deployment):  # it was chosen as if nobody else were calling
+            choice = self._best()
+        self._on = choice.deployment
+        self._slot = await slots.take(choice.deployment, ask.tier, within_s=ask.patience_s)
+        job = public("job", ask.job_id)
         self._note(
             {
+                "x-request-id": job,
                 "x-selected-model": choice.deployment,
-                "x-tieryard-job": public("job", ask.job_id),
+                "x-tieryard-job": job,
                 "x-tieryard-queue-ms": f"{(time.monotonic() - asked) * 1000:.2f}",
                 "x-tieryard-routing-ms": f"{ask.routing_ms:.2f}",
             }
@@ -193,10 +243,9 @@ class Call:
         # Known before it is saved: should the store's answer be lost, this start is ended like any other.
         category = choice.features.text.category
         self._job = Claimed(new.id, FIRST_FENCE, None, new.tier, category, 0, 0, new.waited_ms, self._created, new.body)
-        self._on = choice.deployment
         self._board.running[new.id] = self
         try:
-            self._saved(choice, await _uninterrupted(lambda: calls.start(self._board.store, new)))
+            self._saved(choice, await _uninterrupted(self._board.work(calls.start, self._board.store, new)))
         except (AlreadyMadeError, ConflictError):
             self._forget()
             raise
@@ -204,22 +253,23 @@ class Call:
     async def _move(self, error: RetryableError) -> None:
         """To another replica or deployment, under the next fence. Raises `error` when nobody is left."""
         ask, board, job = self._ask, self._board, self._job
-        assert ask.choice is not None
         assert job is not None
         self._tried[self._server] = f"failed this call: {error.kind}"
-        try:
-            choice = board.route(ask.choice.features, self._tried)
-        except UnavailableError:
-            raise error from None
-        board.log.warning(Event.CALL_REROUTED, job=job.id, deployment=self._on, error=error.kind)
-        failed = FailedStart(job, self._on, self._recording.latency_ms or 0.0, error.message[:500])
         tried = frozenset(self._tried)
-        self._slot = await board.slots.take(choice.deployment, within_s=ask.patience_s, tried=tried)
+        try:
+            choice = self._best()
+            board.log.warning(Event.CALL_REROUTED, job=job.id, deployment=self._on, error=error.kind)
+            self._slot = await board.slots.take(choice.deployment, ask.tier, within_s=ask.patience_s, tried=tried)
+        except (UnavailableError, EngineBusyError):
+            raise error from None
+        self._note({"x-selected-model": choice.deployment})  # too late for a stream, whose headers are out
+        failed = FailedStart(job, self._on, self._recording.latency_ms or 0.0, error.message[:500])
         unmoved = self._final(State.FAILED, "store_away", "the store was away")
         self._job, self._on = replace(job, fence=job.fence + 1, waited_ms=ask.waited_ms), choice.deployment
         worker_id = board.lease.worker_id
         try:
-            restarted = await _uninterrupted(lambda: calls.restart(board.store, failed, choice, worker_id=worker_id))
+            moving = board.work(calls.restart, board.store, failed, choice, worker_id=worker_id)
+            restarted = await _uninterrupted(moving)
         except StoreError:  # its answer may be lost: one of the two fences is the job's
             board.end(job, unmoved)
             raise
@@ -227,14 +277,15 @@ class Call:
 
     async def _repeat(self, job_id: int, reply: Reply) -> None:
         ask = self._ask
-        self._note({"x-tieryard-job": public("job", job_id)})
+        self._note({"x-request-id": public("job", job_id), "x-tieryard-job": public("job", job_id)})
         try:
             async with asyncio.timeout(ask.window_s):
                 await self._board.finals.wait(job_id)
         except TimeoutError:
             raise UnavailableError("the first call with this Idempotency-Key still runs", retry_after_s=5.0) from None
         endpoint = ask.request.endpoint
-        answer = await asyncio.to_thread(stored_answer, self._board.store, job_id, endpoint, tenant_id=ask.tenant_id)
+        board = self._board
+        answer = await board.work(stored_answer, board.store, job_id, endpoint, tenant_id=ask.tenant_id)
         self._note({"x-selected-model": answer.model})
         self._created = answer.created
         await reply.open(self._chunks(answer.job))
@@ -249,6 +300,20 @@ class Call:
         else:
             self._end(State.FAILED, "store_away", "the store was away")
 
+    def _told(self, error: TieryardError) -> TieryardError:
+        """An engine's trouble in words that are for callers."""
+        if not isinstance(error, EngineError):
+            return error
+        wait_s = error.retry_after_s if isinstance(error, EngineBusyError) else None
+        return JobFailedError(error.kind, said(error.kind, error.message, self._on), retry_after_s=wait_s)
+
+    async def _settle(self) -> None:
+        """Counts what was used beyond the reservation, which is a guess where the caller set no limit."""
+        usage = self._recording.usage
+        over = usage.prompt_tokens + usage.completion_tokens - self._ask.reserved
+        if over > 0:
+            await _uninterrupted(self._board.work(self._ask.charge, over))
+
     def _end(self, state: State, kind: str | None = None, message: str | None = None) -> None:
         """Once: what comes after the first ending changes nothing."""
         if self._job is not None:
@@ -259,8 +324,17 @@ class Call:
 
     def _final(self, state: State, kind: str | None, message: str | None) -> Ending:
         assert self._job is not None
+        self._estimate()
         endings = self._board.endings[self._on]
         return endings.final(self._job, state, self._recording, error_kind=kind, error=message)
+
+    def _estimate(self) -> None:
+        """An engine that says only in the end what it used says nothing to one who leaves before: its prompt was read
+        all the same, and is billed as it was counted for routing."""
+        recording, choice = self._recording, self._ask.choice
+        if choice is not None and recording.generated and recording.done is None and recording.running is None:
+            tokenizer = self._board.catalog.deployments[self._on].tokenizer
+            recording.running = Usage(choice.features.prompt_tokens[tokenizer], recording.generated)
 
     def _forget(self) -> None:
         self._board.running.pop(self._ask.job_id, None)
@@ -304,10 +378,10 @@ async def _tell(reply: Reply, error: TieryardError | Refusal) -> None:
         await reply.fail(error)
 
 
-async def _uninterrupted(work: Callable[[], T]) -> T:
-    """Runs `work` in a thread to its end, also when the call is stopped meanwhile: what it saves must be ended. A
+async def _uninterrupted(work: Awaitable[T]) -> T:
+    """Lets `work` in a thread come to its end, also when the call is stopped meanwhile: what it saves must be ended. A
     StoreError goes before the stop, since it leaves in doubt what was saved."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

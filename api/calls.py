@@ -4,7 +4,6 @@ Next: `tieryard/store/finish.py` writes its ending, as it does any other."""
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from api.rate_headers import note_headers
 from api.replies import CallResponse, Reply, StreamReply, WholeReply, Wire
 from api.shapes import ERRORS
 from api.state import InferDep, State, StateDep
+from tieryard.catalog import Tier
 from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Endpoint, parse_body
 from tieryard.requests.openai import BODIES
 from tieryard.settings import Settings
@@ -31,6 +31,11 @@ from tieryard.store.keys import Holder
 router = APIRouter(prefix="/v1", tags=["calls"], responses=ERRORS)
 
 INTERACTIVE = "interactive"
+CALL_BYTES = 8 * 2**20
+"""Largest body of a call. Somebody waits for it, so it is no place for bulk; files are."""
+PATHS = tuple(f"/v1/{name}" for name in ("chat/completions", "completions", "embeddings"))
+_LATE = 4  # times what a tier promises, and an engine's first event is too late where another engine is free
+_LATE_S = 60.0  # at most, and where the tier promises nothing
 _PATIENCE_S = 5.0  # for a slot, where the tier has no SLO
 
 Note = Callable[[dict[str, str]], None]
@@ -72,7 +77,7 @@ async def _answer(endpoint: Endpoint, request: Request, state: State, holder: Ho
     raw = (await request.body()).removeprefix(codecs.BOM_UTF8)
     mark = mark_of(request, holder.tenant_id, raw)
     note = partial(note_headers, request)
-    ask, make_reply = await asyncio.to_thread(_admit, state, holder, endpoint, raw, mark, accepted, note)
+    ask, make_reply = await state.calls.work(_admit, state, holder, endpoint, raw, mark, accepted, note)
     call = Call(state.calls, ask, note)
     return CallResponse(call, partial(make_reply, call))
 
@@ -90,7 +95,7 @@ def _admit(
     tier = state.admission.tier_of(request, INTERACTIVE if INTERACTIVE in tiers else next(iter(tiers)))
     if mark is not None:
         calls.release_abandoned(state.store, mark)
-    made, choice, routing_ms = idempotency.find(state.store, mark), None, 0.0
+    made, choice, routing_ms, tokens = idempotency.find(state.store, mark), None, 0.0, 0
     if made is None:
         started = time.monotonic()
         [features] = state.admission.features([request])
@@ -110,13 +115,21 @@ def _admit(
         made=made,
         choice=choice,
         with_usage=bool(options and options.include_usage),
+        reserved=tokens,
+        charge=lambda more: state.rates.charge(holder, tokens=more),
         patience_s=slo_ms / 1000 if slo_ms is not None else _PATIENCE_S,
+        first_s=_first_s(tiers[tier]),
         window_s=tiers[tier].window.total_seconds(),
         routing_ms=routing_ms,
         accepted=accepted,
     )
     packed = getattr(body, "encoding_format", None) == "base64"
     return ask, partial(_reply, state.settings, bool(getattr(body, "stream", None)), packed)
+
+
+def _first_s(tier: Tier) -> float:
+    promised_ms = max(tier.ttft_ms or 0, tier.slo_ms or 0)
+    return min(_LATE_S, _LATE * promised_ms / 1000) if promised_ms else _LATE_S
 
 
 def _reply(settings: Settings, streamed: bool, packed: bool, call: Call, send: Send) -> Reply:

@@ -1,6 +1,9 @@
-"""Puts a request's rate headers on its answer, whoever makes that: a route, an error handler, a stream."""
+"""Puts a request's own headers on its answer, whoever makes that: a route, an error handler, a stream. Each answer has
+an `x-request-id`, as OpenAI's do; others are what the key has left of its limits, and what became of a call."""
 
 from __future__ import annotations
+
+import secrets
 
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
@@ -27,7 +30,7 @@ class RateHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        noted: dict[str, str] = {}
+        noted = {"x-request-id": f"req_{secrets.token_hex(12)}"}
         scope.setdefault("state", {})["rate_headers"] = noted
 
         async def with_headers(message: Message) -> None:

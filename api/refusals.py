@@ -4,7 +4,7 @@ event in a stream that has begun."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from api.shapes import ErrorBody, ErrorPublic
@@ -112,7 +112,9 @@ def _of_user(error: UserError) -> Refusal:
 
 def _of_kind(kind: str, message: str, wait_s: float | None) -> Refusal:
     status = _OF_KIND.get(kind, 503)
+    if status == 503 and wait_s is None:
+        wait_s = _RETRY_AFTER_S
+    headers = {} if wait_s is None else retry_after(wait_s)
     if status == 500:
-        return internal_error()
-    headers = retry_after(_RETRY_AFTER_S if wait_s is None else wait_s) if status == 503 else None
+        return replace(internal_error(), headers=headers)
     return refuse(status, message, code=_CODES.get(kind, kind), headers=headers)

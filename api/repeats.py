@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tieryard import telemetry
@@ -20,10 +21,10 @@ _POLL_S = 0.1
 
 
 class Finals:
-    """Tells when jobs are final: one statement a look, however many wait for however many jobs."""
+    """Tells when jobs are final: one `look` for those of these ids, however many wait for however many jobs."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, look: Callable[[list[int]], Awaitable[set[int]]]) -> None:
+        self._find = look
         self._awaited: dict[int, asyncio.Event] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -40,7 +41,7 @@ class Finals:
     async def _look(self) -> None:
         while self._awaited:
             try:
-                found = await asyncio.to_thread(calls.finals, self._store, list(self._awaited))
+                found = await self._find(list(self._awaited))
             except StoreError as error:
                 telemetry.logger().warning(Event.STORE_AWAY, error=str(error)[:200])
                 found = set()
@@ -50,15 +51,16 @@ class Finals:
 
 
 def stored_answer(store: Store, job_id: int, endpoint: Endpoint, *, tenant_id: int) -> Answer:
-    """The answer of a job that is final. Raises JobFailedError, which no wait would mend, and UnavailableError for a
-    call that its caller has just given up: its key is free again."""
+    """The answer of a job that is final. Raises JobFailedError, and UnavailableError for a call that its caller has
+    just given up. After that, as after a transient failure, its key is free again; other failures stand."""
     row = reads.get_job(store, job_id, tenant_id=tenant_id)
     result, timing = row.result, row.timing
     assert result is not None
     if row.job.state == State.CANCELLED:
         raise UnavailableError("the first call with this Idempotency-Key was given up; ask again", retry_after_s=1.0)
     if row.job.state != State.SUCCEEDED or timing is None:
-        raise JobFailedError(result.error_kind or row.job.state, result.error or "", retry_after_s=math.inf)
+        kind = result.error_kind or row.job.state
+        raise JobFailedError(kind, result.error or "", retry_after_s=None if kind in calls.TRANSIENT else math.inf)
     return Answer(
         endpoint=endpoint,
         job=public("job", job_id),

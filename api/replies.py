@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -21,6 +22,8 @@ from tieryard.errors import TieryardError
 
 GONE = "gone"
 """The reason of a stop: nobody is there to read the answer."""
+
+_LARGE_NUMBERS = 50_000  # of vectors: about a megabyte
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -84,17 +87,17 @@ class WholeReply:
         pass
 
     async def finish(self, answer: Answer) -> None:
-        await self._write(200, answer.body(base64_embeddings=self._base64), {})
+        make = partial(_whole, answer, base64_embeddings=self._base64)
+        await self._write(200, await asyncio.to_thread(make) if _is_large(answer) else make(), {})
 
     async def fail(self, error: TieryardError | Refusal) -> None:
         refusal = error if isinstance(error, Refusal) else Refusal.of(error)
-        await self._write(refusal.status, refusal.body, refusal.headers)
+        await self._write(refusal.status, orjson.dumps(refusal.body), refusal.headers)
 
     async def close(self) -> None:
         pass
 
-    async def _write(self, status: int, content: dict[str, Any], more: dict[str, str]) -> None:
-        body = orjson.dumps(content)
+    async def _write(self, status: int, body: bytes, more: dict[str, str]) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in more.items()]
         await self._wire.put({"type": "http.response.start", "status": status, "headers": headers})
@@ -203,6 +206,20 @@ async def _hang_up(receive: Receive) -> None:
     """Returns when the connection has ended. The request's body has been read, so nothing else comes."""
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _is_large(answer: Answer) -> bool:
+    """Whether writing it would take the loop longer than a thread is worth."""
+    vectors = (answer.extra or {}).get("embeddings") or [[]]
+    return len(vectors) * len(vectors[0]) > _LARGE_NUMBERS
+
+
+def _whole(answer: Answer, *, base64_embeddings: bool) -> bytes:
+    """Vectors one by one: orjson keeps the interpreter to itself while it writes, in a thread too."""
+    content = answer.body(base64_embeddings=base64_embeddings)
+    for item in content.get("data") or ():
+        item["embedding"] = orjson.Fragment(orjson.dumps(item["embedding"]))
+    return orjson.dumps(content)
 
 
 def _event(body: dict[str, Any]) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, defaultdict, deque
+from bisect import insort
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tieryard.catalog import Catalog
+from tieryard.catalog import REALTIME, Catalog
 from tieryard.engines import Engine
 from tieryard.engines.opening import open_replica
 from tieryard.errors import EngineBusyError
@@ -38,12 +39,16 @@ def server_of(deployment: str, replica: Replica) -> str:
 
 @dataclass(slots=True)
 class _Waiting:
+    """`rank` is its tier's: lower goes first, and among equals whoever came first."""
+
+    rank: int
     tried: frozenset[str]
     granted: asyncio.Future[Replica] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Slots:
-    """Bounds this process's calls at each replica to its capacity; beyond it they wait, first come first served.
+    """Bounds this process's calls at each replica to its capacity; beyond it they wait, those of the most urgent tier
+    first, and in a tier first come first served.
 
     All of it happens on the loop.
     """
@@ -56,17 +61,32 @@ class Slots:
         self._engines: dict[tuple[str, str], Engine] = {}
         self._held: Counter[tuple[str, int]] = Counter()  # by deployment and replica
         self._users: Counter[tuple[str, str]] = Counter()  # by deployment and URL, as engines are
-        self._waiting: dict[str, deque[_Waiting]] = defaultdict(deque)
+        self._waiting: dict[str, list[_Waiting]] = defaultdict(list)
+        urgent_first = sorted(catalog.tiers, key=lambda tier: tier != REALTIME)  # the rest as the catalog has them
+        self._ranks = {tier: rank for rank, tier in enumerate(urgent_first)}
         self._published: dict[tuple[str, int], str] = {}
 
-    async def take(self, deployment: str, *, within_s: float, tried: frozenset[str] = frozenset()) -> Slot:
+    def has_room(self, deployment: str) -> bool:
+        """Whether `take` would give a slot at once."""
+        return self._roomiest(deployment, frozenset()) is not None
+
+    def full(self) -> dict[str, str]:
+        """Servers where nothing is free, with that as the reason to pass them over."""
+        free: set[str] = set()
+        found: set[str] = set()
+        for deployment, replicas in self._snapshots.live.replicas.items():
+            for replica in replicas:
+                (free if self._open(deployment, replica) else found).add(server_of(deployment, replica))
+        return dict.fromkeys(found - free, "every slot of it is taken")
+
+    async def take(self, deployment: str, tier: str, *, within_s: float, tried: frozenset[str] = frozenset()) -> Slot:
         """A slot at the replica with the most room, on a server not among the `tried`. Raises EngineBusyError."""
-        if not self._waiting[deployment] and (replica := self._roomiest(deployment, tried)) is not None:
-            self._hold(deployment, replica)
-            return self._slot(deployment, replica)
-        waiting = _Waiting(tried)
-        self._waiting[deployment].append(waiting)
+        waiting = _Waiting(self._ranks[tier], tried)
+        insort(self._waiting[deployment], waiting, key=lambda other: other.rank)
+        self._grant(deployment)  # there may be room: those before it may be unable to use it
         try:
+            if waiting.granted.done():
+                return self._slot(deployment, waiting.granted.result())
             async with asyncio.timeout(within_s):
                 replica = await waiting.granted
         except BaseException as error:
@@ -114,12 +134,12 @@ class Slots:
             ours = replica.calls.get(self._lease.worker_id, 0)  # as it was when published
             return replica.capacity - (replica.in_flight - ours) - held(replica)
 
-        open_ = [
-            r
-            for r in self._snapshots.live.replicas.get(deployment, ())
-            if held(r) < r.capacity and server_of(deployment, r) not in tried
-        ]
+        replicas = self._snapshots.live.replicas.get(deployment, ())
+        open_ = [r for r in replicas if self._open(deployment, r) and server_of(deployment, r) not in tried]
         return max(open_, key=room, default=None)
+
+    def _open(self, deployment: str, replica: Replica) -> bool:
+        return self._held[deployment, replica.worker_id] < replica.capacity
 
     def _hold(self, deployment: str, replica: Replica) -> None:
         self._held[deployment, replica.worker_id] += 1
@@ -138,7 +158,7 @@ class Slots:
         self._grant(deployment)
 
     def _grant(self, deployment: str) -> None:
-        """Gives room to those who wait, in order; one that may not use what is free lets the next one pass."""
+        """Gives room to those who wait, in order; one that may not use what is free lets the next ones pass."""
         for waiting in list(self._waiting[deployment]):
             if waiting.granted.done():
                 continue  # it is about to leave

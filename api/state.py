@@ -24,6 +24,7 @@ from tieryard.store.keys import Holder, Scope
 
 _KEY_CACHE_S = 5.0  # so long may a revoked key still work
 _KEY_CACHE_SIZE = 10_000
+_LOCK_TIMEOUT_S = 10.0  # nothing here holds a lock for so long; who waits for one that is held is told to try again
 
 
 class State:
@@ -34,7 +35,7 @@ class State:
         self.catalog = load_catalog(settings.catalog)
         self.catalog_at = int(settings.catalog.stat().st_mtime)
         self.admission = Admission(self.catalog, cache_dir=settings.cache_dir)
-        self.store = Store(settings.database_url.get_secret_value())
+        self.store = Store(settings.database_url.get_secret_value(), lock_timeout_s=_LOCK_TIMEOUT_S)
         self.redis = redis.Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=2)
         self.metrics = Metrics(self.redis)
         self.publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))
@@ -46,6 +47,7 @@ class State:
             metrics=self.metrics,
             admission=self.admission,
             publisher=self.publisher,
+            lock_timeout_s=_LOCK_TIMEOUT_S,
         )
         self._holders: dict[bytes, tuple[float, Holder]] = {}
 

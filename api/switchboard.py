@@ -1,11 +1,17 @@
 """What all calls of one API process share: its lease, the newest snapshot, room in the engines, and the writer of
-endings. Two pumps keep it fresh; if one fails, the process must not go on and ends."""
+endings. Pumps keep it fresh; if one fails, the process must not go on and ends.
+
+What blocks is done in threads, and calls have others than the pumps: however many calls wait for the store, the
+engines' room, stops and endings go on. For the same reason pumps and endings have connections of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Protocol
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, Protocol, TypeVar
 
 import redis
 
@@ -15,7 +21,9 @@ from tieryard import telemetry
 from tieryard.admission import Admission
 from tieryard.catalog import Catalog
 from tieryard.endings import Endings
+from tieryard.engines import Recording
 from tieryard.errors import StoreError, UnavailableError
+from tieryard.job import State
 from tieryard.lease import API, Lease
 from tieryard.metrics import Gauge, Metrics
 from tieryard.observe import Observer, Tallies
@@ -23,18 +31,26 @@ from tieryard.queues import CALLBACKS, BrokerError, Publisher
 from tieryard.routing import JobFeatures, Snapshot, decide
 from tieryard.settings import Settings
 from tieryard.snapshots import FRESH_S, Snapshots
-from tieryard.store import Store, jobs
+from tieryard.store import Store, calls, jobs
 from tieryard.store.calls import Choice
 from tieryard.store.finish import Ending, Finished
 from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
 from tieryard.telemetry import Event
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SHUTDOWN = "shutdown"
 """The reason of a stop: this process ends."""
 
 _REPORT_S = 0.5
+_STRAYS_S = 5.0
 _JOIN_AGAIN_S = 1.0
+_CALL_THREADS = 16  # fewer than the store has connections: other routes need some too
+_PUMP_THREADS = 8  # more than there are pumps, so that none waits for another
+_ENDINGS_KEPT = 8192  # while the store is away
+_ENDINGS_A_CALL = 2  # at most: of a move whose commit went unanswered, and of the call
 _NOT_THE_ENGINES = ("internal_error", "store_away", "worker_stopped")  # these say nothing of a deployment
 _NOT_SERVING = "no replica of it is serving"
 _RETRY_AFTER_S = 5.0
@@ -58,24 +74,28 @@ class Switchboard:
         metrics: Metrics,
         admission: Admission,
         publisher: Publisher,
+        lock_timeout_s: float,
     ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.store = store
         self.admission = admission
         self.log = telemetry.logger(process="api", pid=os.getpid())
-        self.lease = Lease(API, settings, store, self.log)
+        self.lease = Lease(API, settings, self.log)
         self.snapshots = Snapshots(metrics, catalog, self.log)
         key = settings.engine_key
         self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
-        self.finals = Finals(store)
+        self._aside = Store(settings.database_url.get_secret_value(), lock_timeout_s=lock_timeout_s)
+        self._call_threads = ThreadPoolExecutor(_CALL_THREADS, "calls")
+        self._pump_threads = ThreadPoolExecutor(_PUMP_THREADS, "pumps")
+        self.finals = Finals(lambda ids: self._pumped(calls.finals, self._aside, ids))
         self.endings = {name: Endings(self.lease, catalog, name, self.log) for name in catalog.deployments}
         self.running: dict[int, Running] = {}
         """Calls by their job, while they have one that has not ended."""
         self._metrics = metrics
         self._publisher = publisher
         self._observers = {name: Observer(metrics, name) for name in catalog.deployments}
-        self._writer = Writer(store, flushed=self._flushed)
+        self._writer = Writer(self._aside, flushed=self._flushed, capacity=_ENDINGS_KEPT)
         self._tasks: dict[asyncio.Task[None], Running] = {}
         self._pumps: list[asyncio.Task[None]] = []
         self._serving: tuple[Snapshot, Snapshot, bytes] | None = None
@@ -83,10 +103,10 @@ class Switchboard:
 
     async def open(self) -> None:
         self._writer.start()
-        await asyncio.to_thread(self.snapshots.read)
-        pumps = [self._refresh(), self._report()]
+        await self._pumped(self.snapshots.read)
+        pumps = [self._refresh(), self._report(), self._watch_stops(), self._end_strays()]
         try:
-            await asyncio.to_thread(self.lease.join)
+            await self._pumped(self.lease.join)
         except StoreError as error:  # other routes say so themselves; calls are refused until it is joined
             self.log.error(Event.STORE_AWAY, error=str(error)[:200])
             pumps.append(self._join())
@@ -123,6 +143,14 @@ class Switchboard:
             raise UnavailableError("this API process is stopping", retry_after_s=1.0)
         if self._writer.full:
             raise UnavailableError("the store does not keep up", retry_after_s=_RETRY_AFTER_S)
+        # Their endings are put on the loop, which must not wait should the store be away when they all end.
+        if self._writer.would_fill(_ENDINGS_A_CALL * len(self._tasks)):
+            raise UnavailableError("this API process has all the calls it can end", retry_after_s=1.0)
+
+    async def work(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Runs what blocks, for a call."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._call_threads, partial(function, *arguments, **named))
 
     def route(self, features: JobFeatures, tried: dict[str, str] | None = None) -> Choice:
         """The router's choice among deployments that serve now, on servers that are not among the `tried` (with why
@@ -163,33 +191,55 @@ class Switchboard:
         """Keeps the snapshot new, so that no call waits for Redis."""
         while True:
             await asyncio.sleep(FRESH_S)
-            await asyncio.to_thread(self.snapshots.read)
+            await self._pumped(self.snapshots.read)
             await self.slots.refresh()
 
     async def _report(self) -> None:
-        """Twice a second: stops that were asked for, gauges and live profiles."""
+        """Twice a second: gauges and live profiles."""
         while True:
             await asyncio.sleep(_REPORT_S)
             if self._writer.failure is not None:
                 raise self._writer.failure
-            await self._honour_stops()
             seen = {name: observer.take() for name, observer in self._observers.items()}
             try:
-                await asyncio.to_thread(self._publish, list(self.slots.gauges()), seen)
+                await self._pumped(self._publish, list(self.slots.gauges()), seen)
             except redis.RedisError as error:
                 self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
 
-    async def _honour_stops(self) -> None:
-        if not self.running:
-            return
-        try:
-            asked = await asyncio.to_thread(jobs.stops_requested, self.store, list(self.running))
-        except StoreError as error:
-            self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
-            return
-        for job_id, reason in asked.items():
-            if (call := self.running.get(job_id)) is not None:
-                call.stop(reason)
+    async def _watch_stops(self) -> None:
+        """Twice a second: stops that were asked for."""
+        while True:
+            await asyncio.sleep(_REPORT_S)
+            if not self.running:
+                continue
+            try:
+                asked = await self._pumped(jobs.stops_requested, self._aside, list(self.running))
+            except StoreError as error:
+                self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+                continue
+            for job_id, reason in asked.items():
+                if (call := self.running.get(job_id)) is not None:
+                    call.stop(reason)
+
+    async def _end_strays(self) -> None:
+        """Ends jobs of this process that it does not run. A start whose connection was lost during its commit may be
+        committed after its ending was written, which then matched nothing; and rescue leaves it to this process, which
+        lives. Whoever is seen twice is no call that began or ended during the look."""
+        before: set[tuple[int, int]] = set()
+        while True:
+            await asyncio.sleep(_STRAYS_S)
+            try:
+                found = await self._pumped(calls.running, self._aside, self.lease.worker_id)
+            except StoreError as error:
+                self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+                continue
+            held = self.running.keys() | self._writer.pending
+            strays = {(job.id, job.fence): (job, on) for job, on in found if job.id not in held}
+            for job, deployment in (strays[key] for key in strays.keys() & before):
+                message = "the store was away"
+                endings = self.endings[deployment]
+                self.end(job, endings.final(job, State.FAILED, Recording(), error_kind="store_away", error=message))
+            before = set(strays)
 
     def _publish(self, gauges: list[tuple[str, int, Gauge]], seen: dict[str, Tallies]) -> None:
         for deployment, replica, gauge in gauges:
@@ -201,10 +251,15 @@ class Switchboard:
         while True:
             await asyncio.sleep(_JOIN_AGAIN_S)
             try:
-                await asyncio.to_thread(self.lease.join)
+                await self._pumped(self.lease.join)
             except StoreError:
                 continue
             return
+
+    async def _pumped(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Runs what blocks, for a pump."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pump_threads, partial(function, *arguments, **named))
 
     def _pump_ended(self, pump: asyncio.Task[None]) -> None:
         """A pump that fails is a fault of ours: rescue ends the calls of a process that has died."""
@@ -229,3 +284,6 @@ class Switchboard:
         except redis.RedisError as error:
             self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
         self.lease.leave()
+        for threads in (self._call_threads, self._pump_threads):
+            threads.shutdown(cancel_futures=True)
+        self._aside.close()

@@ -10,12 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tieryard.catalog import Catalog
-from tieryard.errors import ModelNotFoundError, RequestError
+from tieryard.errors import ModelNotFoundError, PromptTooLongError, RequestError
 from tieryard.requests import Request, parse_batch_line
 from tieryard.routing import JobFeatures, Snapshot, decide, text_features
+from tieryard.routing.decide import Decision, Hurdle
 from tieryard.tokens import TokenCounter, load_counter
 
 DEFAULT_TIER = "batch"
+
+_ASKED_BY = {"json_schema": "response_format", "logprobs": "logprobs", "tools": "tools"}
+"""The parameter that asks for a capability."""
 
 
 class Admission:
@@ -45,6 +49,13 @@ class Admission:
         if tier not in self.catalog.tiers:
             raise RequestError(f"'{tier}' is not a tier; expected one of {_names(self.catalog.tiers)}", param="tier")
         return tier
+
+    def check_endpoint(self, endpoint: str) -> None:
+        """Raises RequestError when no deployment of the catalog serves it: all of a batch would fail."""
+        served = {path for d in self.catalog.deployments.values() for path in d.endpoints}
+        if endpoint not in served:
+            known = _names(sorted(served))
+            raise RequestError(f"no deployment serves '{endpoint}'; expected one of {known}", param="endpoint")
 
     def features(self, requests: list[Request]) -> list[JobFeatures]:
         """What routing needs to know of each, tokenised together, once for each distinct tokenizer.
@@ -116,10 +127,23 @@ class Admission:
             return
         exact = decide(self.features([request])[0], self._static)
         if exact.deployment is None:
-            raise RequestError(exact.reason, param=request.input_field)
+            raise _misfit(request, exact)
 
 
 _NO_TEXT = text_features("")
+
+
+def _misfit(request: Request, nowhere: Decision) -> RequestError:
+    """Why it fits nowhere, by what kept it from the candidates that came closest."""
+    hurdle = nowhere.closest[0].hurdle
+    if hurdle is Hurdle.CONTEXT:
+        return PromptTooLongError(nowhere.reason, param=request.input_field)
+    if hurdle is Hurdle.CAPABILITIES:
+        lacks = [refusal.lacks for refusal in nowhere.closest]
+        # What all of them lack is at fault; where each lacks something else, any of it is.
+        at_fault = frozenset.intersection(*lacks) or frozenset.union(*lacks)
+        return RequestError(nowhere.reason, param=_ASKED_BY[min(at_fault)])
+    return RequestError(nowhere.reason, param="model")  # whose deployments do not serve this endpoint
 
 
 def _count(counter: TokenCounter, requests: list[Request]) -> list[int]:

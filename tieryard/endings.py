@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -17,8 +18,23 @@ from tieryard.store.finish import Ending, HandBack, attempts_left
 from tieryard.store.jobs import Claimed
 from tieryard.telemetry import Event
 
+# What callers are told of an engine's trouble. Its own words hold addresses and the inside of servers, and are logged.
+_SAID = {
+    "engine_busy": "{} is full; try again",
+    "engine_died": "{} died too often with this in flight",
+    "engine_down": "{} stopped answering; try again",
+    "engine_error": "{} failed; try again",
+    "engine_timeout": "{} did not answer in time; try again",
+}
+
 DRAINED = "drained"
 """The reason of a stop that the worker asked for itself."""
+
+
+def said(kind: str, message: str, deployment: str) -> str:
+    """What a caller is told of a failure: a fixed sentence where an engine is in trouble. Where it refused the request,
+    its words are the caller's to read."""
+    return _SAID[kind].format(deployment) if kind in _SAID else message
 
 
 class Endings:
@@ -54,6 +70,11 @@ class Endings:
     ) -> Ending:
         """A final ending, with the bill for what the engine says it did."""
         recording.stop()
+        if error_kind is not None and error is not None:
+            if error_kind in _SAID and error_kind != "engine_busy":  # that one says no more than its kind
+                found = {"job": job.id, "deployment": self._name, "kind": error_kind}
+                self._log.error(Event.ENGINE_DOWN, **found, error=error[:300])
+            error = said(error_kind, error, self._name)
         done, usage = recording.done, recording.usage
         used = usage.prompt_tokens + usage.completion_tokens
         cost = token_cost(
@@ -79,7 +100,7 @@ class Endings:
             error_kind=error_kind,
             error=storable(error) if error else None,
             fingerprint=done.fingerprint if done else None,
-            extra=storable_json(recording.extra),
+            extra=_storable_extra(recording.extra),
             revision=self._spec.pinned,
         )
 
@@ -99,3 +120,12 @@ class Endings:
             hand_back=why,
             retry_in_s=wait_s * random.uniform(1.0, 1.5),  # noqa: S311  # jitter
         )
+
+
+def _storable_extra(extra: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Vectors are numbers, millions of them: looking at each for text that cannot be stored would stop the loop."""
+    if extra is None or "embeddings" not in extra:
+        found: dict[str, Any] | None = storable_json(extra)
+        return found
+    rest = {name: value for name, value in extra.items() if name != "embeddings"}
+    return {"embeddings": extra["embeddings"], **storable_json(rest)}

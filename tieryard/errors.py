@@ -4,7 +4,8 @@ TieryardError
 ├── UserError                 the caller can mend it; becomes a 4xx, or exit code 2
 │   ├── CatalogError          tieryard.yaml is refused: line, field, what was expected
 │   ├── RequestError          a request is refused: field (and line, in a list)
-│   │   └── ModelNotFoundError  it names a model that is not served
+│   │   ├── ModelNotFoundError  it names a model that is not served
+│   │   └── PromptTooLongError  prompt + max_tokens exceed every context it could go to
 │   ├── AuthError             no key, a wrong key, a revoked key
 │   ├── ScopeError            a key that may not do this
 │   ├── NotFoundError         no such thing, or not yours
@@ -60,6 +61,12 @@ class RequestError(UserError):
 
 class ModelNotFoundError(RequestError):
     code = "model_not_found"
+
+
+class PromptTooLongError(RequestError):
+    """Found by the router, before any engine has seen it; an engine's own word is ContextLengthError."""
+
+    code = "context_length_exceeded"
 
 
 class AuthError(UserError):

@@ -26,16 +26,16 @@ def end_process(code: int) -> None:
 
 
 class Lease:
-    """`worker_id` is 0 until `join`."""
+    """`worker_id` is 0 until `join`. Its connection is its own: however busy a process is, it must not seem dead."""
 
     def __init__(
-        self, kind: str, settings: Settings, store: Store, log: FilteringBoundLogger, *, deployment: str | None = None
+        self, kind: str, settings: Settings, log: FilteringBoundLogger, *, deployment: str | None = None
     ) -> None:
         self.worker_id = 0
         self._kind = kind
         self._deployment = deployment
         self._settings = settings
-        self._store = store
+        self._store = Store(settings.database_url.get_secret_value(), pool_size=1, overflow=0)
         self._log = log
         self._stop = threading.Event()
         self._beating: threading.Thread | None = None
@@ -57,6 +57,7 @@ class Lease:
                 workers.retire(self._store, self.worker_id)
             except StoreError as error:
                 self._log.warning(Event.STORE_AWAY, error=str(error)[:200])
+        self._store.close()
         self._log.info(Event.PROCESS_STOPPED, worker=self.worker_id)
 
     def die(self, error: BaseException) -> None:

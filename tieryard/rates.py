@@ -22,6 +22,7 @@ from tieryard import telemetry
 from tieryard.errors import LimitError
 
 _WINDOW_S = 60
+_NO_LIMIT = 2**53  # Lua's largest exact integer
 _PATIENCE_S = 0.5  # for an answer of Redis
 _AWAY_S = 1.0  # after none came, so long it is not asked again
 
@@ -94,24 +95,41 @@ class Rates:
         """
         wanted = (("requests", holder.requests_per_minute, requests), ("tokens", holder.tokens_per_minute, tokens))
         asked = [_Asked(n, f"{holder.key_id}:{n}", most, cost) for n, most, cost in wanted if most is not None]
-        if not asked or time.monotonic() < self._away_until:
+        if not asked or self._away:
             return {}
         try:
             refused = self._take([a for a in asked if a.cost])
             windows = {a: _Window(*self._storage.get_sliding_window(a.key, _WINDOW_S)) for a in asked}
         except redis.RedisError as error:
-            # Postgres remembers, Redis carries: while it is away work is still accepted, so limits do not bind. Nor
-            # may every request wait for it in vain.
-            self._away_until = time.monotonic() + _AWAY_S
-            telemetry.logger().warning(telemetry.Event.LIMITS_AWAY, error=str(error)[:200])
+            self._gone(error)
             return {}
         headers = {name: value for a, window in windows.items() for name, value in _headers(a, window)}
         if refused is not None:
             raise _refusal(refused, windows[refused], headers)
         return headers
 
+    def charge(self, holder: Limited, *, tokens: int) -> None:
+        """Counts tokens that were used already, over the limit too: what is asked for next has to wait for it."""
+        if holder.tokens_per_minute is None or tokens <= 0 or self._away:
+            return
+        used = _Asked("tokens", f"{holder.key_id}:tokens", _NO_LIMIT, tokens)
+        try:
+            self._count(used, used.cost)
+        except redis.RedisError as error:
+            self._gone(error)
+
     def close(self) -> None:
         self._pool.disconnect()
+
+    @property
+    def _away(self) -> bool:
+        return time.monotonic() < self._away_until
+
+    def _gone(self, error: redis.RedisError) -> None:
+        """Postgres remembers, Redis carries: while it is away work is still accepted, so limits do not bind. Nor may
+        every request wait for it in vain."""
+        self._away_until = time.monotonic() + _AWAY_S
+        telemetry.logger().warning(telemetry.Event.LIMITS_AWAY, error=str(error)[:200])
 
     def _take(self, asked: list[_Asked]) -> _Asked | None:
         """Counts all that is asked, or nothing: the limit that does not hold it."""

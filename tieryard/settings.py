@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from base64 import b64decode
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -66,10 +66,11 @@ class Settings(BaseSettings):
     max_list_jobs: int = Field(default=50_000, gt=0, description="Most jobs in one list or batch file.")
 
 
-def load_settings() -> Settings:
-    """Reads the environment. Raises UserError that names every variable missing or wrong."""
+def load_settings(**given: Any) -> Settings:
+    """Reads the environment; what is `given` goes before it. Raises UserError that names every variable missing or
+    wrong."""
     try:
-        return Settings()
+        return Settings(**given)
     except ValidationError as error:
         wrong = "; ".join(
             f"TIERYARD_{'_'.join(map(str, e['loc'])).upper()}: {e['msg'].lower()}" for e in error.errors()

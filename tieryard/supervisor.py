@@ -22,13 +22,15 @@ import httpx
 from tieryard.catalog import Catalog, load_catalog
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
 from tieryard.errors import TieryardError, UserError
+from tieryard.settings import load_settings
 from tieryard.store import Store, keys
 from tieryard.store.migrate import migrate
 from tieryard.tokens import load_counter
 
 _LOCAL_CATALOG = Path(__file__).with_name("local.yaml")
+_API = "api"
 _READY_WITHIN_S = 120.0
-_STOP_WITHIN_S = 40.0
+_SETTLE_S = 12.0  # beyond a drain, to write endings and let go
 _STEADY_S = 10.0  # a process that ran this long is started again at once
 
 
@@ -57,6 +59,8 @@ class Fleet:
         self._given_catalog = catalog
         self._stack = contextlib.ExitStack()
         self.children: dict[str, Child] = {}
+        self.stop_within_s = 0.0
+        """So long may the API take to stop, and then all other processes."""
         self.stopping = threading.Event()
         self.postgres: EmbeddedPostgres | None = None
         self.valkey: EmbeddedValkey | None = None
@@ -92,6 +96,13 @@ class Fleet:
         self._ensure_key()
         tokenizers.join()
         environment = self._environment(catalog_path)
+        settings = load_settings(
+            database_url=self.database_url,
+            redis_url=self.redis_url,
+            catalog=catalog_path,
+            webhook_secret=environment["TIERYARD_WEBHOOK_SECRET"],
+        )
+        self.stop_within_s = settings.drain_s + _SETTLE_S
         self._stack.callback(self._stop_children)
         for name, command in self._commands(catalog).items():
             self.children[name] = Child(name, command)
@@ -146,7 +157,7 @@ class Fleet:
         python = sys.executable
         workers = {kind: [python, "-m", "workers", kind] for kind in ("expand", "classify", "callback", "beat")}
         infer = {f"infer-{name}": [python, "-m", "workers", "infer", name] for name in catalog.deployments}
-        api = {"api": [python, "-m", "api", "--port", str(self._port)]}
+        api = {_API: [python, "-m", "api", "--port", str(self._port)]}
         return {**infer, **api, **workers}
 
     def _environment(self, catalog: Path) -> dict[str, str]:
@@ -177,18 +188,23 @@ class Fleet:
         child.started_at = time.monotonic()
 
     def _stop_children(self) -> None:
+        """The API first: its calls are answered by engines that stop with the other processes."""
+        self._stop([child for child in self.children.values() if child.name == _API])
+        self._stop([child for child in self.children.values() if child.name != _API])
+
+    def _stop(self, children: list[Child]) -> None:
         """SIGTERM to all at once: each finishes what it has in flight. What has not stopped in time is killed."""
-        running = [c for c in self.children.values() if c.process is not None and c.process.poll() is None]
+        running = [c for c in children if c.process is not None and c.process.poll() is None]
         for child in running:
             assert child.process is not None
             child.process.terminate()
-        deadline = time.monotonic() + _STOP_WITHIN_S
+        deadline = time.monotonic() + self.stop_within_s
         for child in running:
             assert child.process is not None
             try:
                 child.process.wait(timeout=max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                self._say(f"{child.name} did not stop in {_STOP_WITHIN_S:g} s and is killed")
+                self._say(f"{child.name} did not stop in {self.stop_within_s:g} s and is killed")
                 child.process.kill()
                 child.process.wait()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import redis
 
-from tieryard.catalog import REALTIME
+from tieryard.catalog import REALTIME, AttachedEngine
 from tieryard.endings import DRAINED, Endings
 from tieryard.engines import Engine, Recording, record
 from tieryard.engines.opening import open_engine
@@ -45,6 +45,7 @@ _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
 _POLL_S = 0.5
 _LONGEST_WAIT_S = 60.0  # whatever an engine asks for
 _MISSES = 3  # health checks in a row before an engine is taken for dead
+_TOLD_S = 2.0  # after which every API process has read that this replica takes nothing, and told of its calls here
 
 
 class Inference:
@@ -70,6 +71,7 @@ class Inference:
         self._stopping: dict[int, str] = {}
         self._claiming = 0
         self._calls = 0  # of API processes, in the same engine
+        self._closed_at: float | None = None  # since when these are told that there is no room
         self._suspect: Claimed | None = None  # waits for an empty engine
         self._alone: int | None = None  # the suspect that runs
         self._engine_up = False
@@ -162,18 +164,31 @@ class Inference:
                 raise self._writer.failure
             await self._honour_stops()
             gauge = Gauge(
-                capacity=self._slots if self._engine_up and not self._draining else 0,
+                capacity=self._slots if self._open_to_calls else 0,
                 in_flight=len(self._running),
                 backlog=len(self._inbox) + len(self._ready),
                 url=self._engine.url or "",
             )
             try:
                 self._calls = await asyncio.to_thread(self._report, gauge, self._observer.take())
+                self._closed_at = None if gauge.capacity else self._closed_at or time.monotonic()
             except redis.RedisError as error:  # calls then finish unseen; their gauges would be too old anyway
-                self._calls = 0
+                self._calls, self._closed_at = 0, None
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
             self._start_ready()
             self._wake.set()
+
+    @property
+    def _open_to_calls(self) -> bool:
+        """A suspect that waits or runs is alone in its engine: calls of the API are kept away too."""
+        return self._engine_up and not self._draining and self._suspect is None and self._alone is None
+
+    @property
+    def _unused(self) -> bool:
+        """Whether nothing is in the engine, and nothing can come."""
+        if self._running or self._calls or self._closed_at is None:
+            return False
+        return time.monotonic() - self._closed_at > _TOLD_S
 
     def _report(self, gauge: Gauge, tallies: Tallies) -> int:
         """Says how this replica is, and asks how many calls the API has in its engine."""
@@ -253,7 +268,7 @@ class Inference:
                 return
             if (job := self._claimed.pop(popped[0], None)) is not None:  # else it was stopped while it waited
                 self._start(job)
-        if self._suspect is not None and not self._running and not self._draining:
+        if self._suspect is not None and self._unused and not self._draining:
             suspect, self._suspect = self._suspect, None
             self._alone = suspect.id
             self._start(suspect)
@@ -360,12 +375,7 @@ class Inference:
                 await asyncio.to_thread(self._yard.publisher.publish, parcels_to_infer(self._name, tier, due, ids))
         except BrokerError as error:  # rescue sends them again
             self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=max(0.0, deadline - time.monotonic()))
-        for task in list(self._running.values()):
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running.values())
+        await self._empty(deadline)
         for pump in asyncio.all_tasks() - {asyncio.current_task()}:
             pump.cancel()
         try:
@@ -374,3 +384,15 @@ class Inference:
             self._yard.log.error(Event.ENGINE_DOWN, **fault(error))
         with contextlib.suppress(redis.RedisError):  # the router should know at once rather than in five seconds
             self._yard.metrics.withdraw_gauge(self._name, self._yard.worker_id)
+
+    async def _empty(self, deadline: float) -> None:
+        """Returns when nothing is in the engine any more; what is not done by the deadline is stopped."""
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=max(0.0, deadline - time.monotonic()))
+        own = not isinstance(self._spec.engine, AttachedEngine)  # it ends with this process, and calls in it too
+        while own and self._calls and time.monotonic() < deadline:  # noqa: ASYNC110  # they are asked for by a pump
+            await asyncio.sleep(0.1)
+        for task in list(self._running.values()):
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running.values())

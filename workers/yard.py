@@ -39,7 +39,7 @@ class Yard:
         self.metrics = Metrics(self.redis)
         self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=consume)
         self.publisher = Publisher(self.app)
-        self.lease = Lease(kind, settings, self.store, self.log, deployment=deployment)
+        self.lease = Lease(kind, settings, self.log, deployment=deployment)
 
     @staticmethod
     def peek_catalog(settings: Settings) -> Catalog:

@@ -294,6 +294,7 @@ REFUSED = {
     "no such file": ({"input_file_id": "file_999"}, 404, "input_file_id"),
     "no file's id": ({"input_file_id": "x"}, 404, "input_file_id"),
     "endpoint": ({"endpoint": "/v1/responses"}, 400, "endpoint"),
+    "nobody serves": ({"endpoint": "/v1/embeddings"}, 400, "endpoint"),
     "window": ({"completion_window": "soon"}, 400, "completion_window"),
     "no window": ({"completion_window": "0s"}, 400, "completion_window"),
     "tier": ({"tier": "first class"}, 400, "tier"),

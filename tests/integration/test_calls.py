@@ -17,10 +17,11 @@ import pytest
 import redis
 
 import api.calling
+from api.refusals import Refusal
 from tests import factories as make
 from tests.conftest import eventually
 from tests.gateway import REPLICAS, Engines, Gateway, asked, catalog_of, engines, gateway
-from tieryard.errors import LeaseLostError, StoreError
+from tieryard.errors import JobFailedError, LeaseLostError, StoreError
 from tieryard.metrics import Metrics
 from tieryard.settings import Settings
 from tieryard.store import Store, calls, rescue
@@ -187,6 +188,7 @@ def test_a_call_moves_on_before_its_first_token(gate: Gateway) -> None:
     gate.engines.plan("cheap", lambda *_: Fault("http_503"))
     answer = gate.chat()
     assert (answer.status_code, answer.json()["model"]) == (200, "dear")
+    assert answer.headers["x-selected-model"] == "dear"
     gate.until("succeeded")
     assert gate.job("fence, deployment") == (2, "dear")
     assert gate.rows("timing", "fence, outcome, deployment") == [(1, "rerouted", "cheap"), (2, "succeeded", "dear")]
@@ -447,11 +449,46 @@ def test_a_key_whose_call_was_given_up_is_free_again(gate: Gateway) -> None:
 
 def test_a_failed_job_repeats_its_error(gate: Gateway) -> None:
     for _ in range(2):
-        answer = gate.chat("[[fault:http_503]]", headers={"idempotency-key": "bad"})
-        error_of(answer, 503, "engine_busy")
+        answer = gate.chat("[[fault:http_400]]", headers={"idempotency-key": "bad"})
+        error_of(answer, 400, "bad_request")
         gate.until("failed")
     assert answer.headers["x-should-retry"] == "false"
     assert make.count(gate.store, "job") == 1
+
+
+@pytest.mark.parametrize("fault", ["http_503", "reset", "reset_midstream"])
+def test_a_key_whose_call_failed_for_a_moment_makes_a_new_job(gate: Gateway, fault: str) -> None:
+    """The first answer says when to try again; what is tried then must not be the failure once more."""
+    key = {"idempotency-key": "unlucky"}
+    gate.engines.plan("cheap", lambda *_: Fault(fault))
+    gate.engines.plan("dear", lambda *_: Fault(fault))
+    first = gate.chat(headers=key)
+    assert (first.status_code, "retry-after" in first.headers) == (503, True)
+    gate.until("failed")
+    gate.engines.plan("cheap")
+    answer = gate.chat(headers=key)
+    assert answer.status_code == 200, answer.text
+    assert gate.chat(headers=key).json() == answer.json()
+    assert make.count(gate.store, "job") == 2
+
+
+def test_a_fault_of_ours_keeps_its_key(gate: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: object) -> None:
+        raise ZeroDivisionError
+
+    key = {"idempotency-key": "ours"}
+    with monkeypatch.context() as patch:
+        patch.setattr(api.calling, "Answer", broken)
+        error_of(gate.chat(headers=key), 500, "internal_error")
+        gate.until("failed")
+    again = gate.chat(headers=key)
+    error_of(again, 500, "internal_error")
+    assert again.headers["x-should-retry"] == "false", "or OpenAI's clients would ask twice more"
+    assert make.count(gate.store, "job") == 1
+
+
+def test_transient_failures_are_those_answered_with_503() -> None:
+    assert {Refusal.of(JobFailedError(kind, "")).status for kind in calls.TRANSIENT} == {503}
 
 
 # What it stands on
@@ -462,7 +499,8 @@ def test_a_start_is_one_statement(gate: Gateway, monkeypatch: pytest.MonkeyPatch
     gate.until("succeeded")
     with make.statements(monkeypatch) as seen:
         gate.chat()
-    others = ("lease_until", "stop_requested", "WITH ending", "id_counter")  # the lease, stops, its ending, 64 ids
+    others = ("lease_until", "stop_requested", "attended AND", "WITH ending", "id_counter")
+    # these are of the lease, stops, strays, its ending, and 64 ids
     mine = [s for s in seen if s != ";" and not any(word in s for word in others)]
     assert [s.split(maxsplit=1)[0] for s in mine] in (["WITH"], ["INSERT", "WITH"]), mine  # the snapshot, when new
     assert "INSERT INTO job" in mine[-1]

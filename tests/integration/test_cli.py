@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,17 @@ import pytest
 import uvicorn
 
 from api.app import create_app
-from tests.conftest import CATALOGS
+from tests import factories as make
+from tests.conftest import CATALOGS, eventually
 from tieryard import __version__
 from tieryard.cli import main
 from tieryard.cli.submit import summarize
 from tieryard.embedded import EmbeddedPostgres
+from tieryard.job import State
 from tieryard.settings import Settings
-from tieryard.store import Store, keys
+from tieryard.store import Store, batches, keys
+from tieryard.store.finish import finish
+from tieryard.store.keys import Scope
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,44 @@ def test_submit_prints_the_batch(run: Run, url: str, tmp_path: Path) -> None:
     assert ran.out.startswith("batch_")
 
 
+def finish_all(store: Store, *, failing: int = 0) -> None:
+    """Stands in for the workers: the first batch to come is run to its end, but for some that fail."""
+    eventually(lambda: make.count(store, "batch"), what="the batch")
+    make.expand(store)
+    [[number, total]] = store.fetch("SELECT id, total FROM batch")
+    make.release(store, number, total)
+    ids = list(range(number + 1, number + total + 1))
+    make.route(store, ids, "short")
+    started = make.claim(store, ids, make.worker(store), "short")
+    bad = {"state": State.FAILED, "error_kind": "bad_request", "error": "no", "output": None, "finish_reason": None}
+    endings = [make.ending(job, deployment="short", **(bad if i < failing else {})) for i, job in enumerate(started)]
+    with store.transaction() as connection:
+        finish(connection, endings)
+        assert batches.complete(connection, [number]) == [(number, True)]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_submit_waits_and_tells_how_it_went(run: Run, url: str, tmp_path: Path, store: Store, failing: int) -> None:
+    """Every line of it: `make demo` runs this command too, and the acceptance tests do not."""
+    out, summary = tmp_path / "results" / "out.jsonl", tmp_path / "figures" / "summary.json"
+    text = "".join(f'{{"prompt": "x", "custom_id": "row-{n}"}}\n' for n in range(3))
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(finish_all, store, failing=failing)
+        asked = ["submit", file_of(tmp_path, text), "--wait", "--out", str(out), "--summary", str(summary)]
+        ran = run(*asked, "--url", url)
+        working.result()
+    [[number]] = store.fetch("SELECT id FROM batch")
+    assert ran.code == failing
+    assert f"batch_{number}: 3 jobs" in ran.err
+    assert ("row-0): failed: no" in ran.err) == bool(failing)
+    assert f"batch_{number}: {3 - failing} of 3 succeeded" in ran.out
+    assert "0.000009" in ran.out
+    results = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [(job["custom_id"], job["deployment"]) for job in results] == [(f"row-{n}", "short") for n in range(3)]
+    figures = json.loads(summary.read_text(encoding="utf-8"))
+    assert (figures["jobs"], figures["failed"], figures["sum_of_job_costs_usd"]) == (3, failing, figures["cost_usd"])
+
+
 def test_out_needs_wait(run: Run, tmp_path: Path) -> None:
     ran = run("submit", file_of(tmp_path, "{}"), "--out", "x")
     assert ran.code == 2
@@ -158,6 +203,20 @@ def test_a_wrong_key(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_unknown_job(run: Run, url: str) -> None:
     assert run("jobs", "show", "job_99", "--url", url) == Ran(2, "", "tieryard: no job 'job_99'\n")
     assert run("jobs", "cancel", "nope", "--url", url) == Ran(2, "", "tieryard: no job 'nope'\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [("show", "tieryard jobs list --batch batch_65"), ("cancel", "POST /v1/batches/batch_65/cancel")],
+)
+def test_a_batch_where_a_job_is_meant(run: Run, nowhere: str, command: str, instead: str) -> None:
+    ran = run("jobs", command, "batch_65", "--url", nowhere)
+    assert ran == Ran(2, "", f"tieryard: 'batch_65' is a batch, not a job; use: {instead}\n")
+
+
+def test_a_running_job_is_asked_to_stop(run: Run, url: str, store: Store, tenant: int) -> None:
+    [job] = make.running(store, tenant)
+    assert run("jobs", "cancel", f"job_{job.id}", "--url", url) == Ran(0, f"job_{job.id}: asked to stop\n", "")
 
 
 def test_jobs_are_listed_and_shown_as_they_were_written(run: Run, url: str, tmp_path: Path) -> None:
@@ -201,6 +260,16 @@ def test_doctor_of_a_fleet_that_is_not_ready(run: Run, url: str) -> None:
     assert "no live worker" in ran.out
 
 
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [("ty_test", "API key works"), ("ty_wrong", "does not know"), ("", "set TIERYARD_API_KEY"), ("a b", "no key")],
+)
+def test_doctor_tries_the_key(run: Run, url: str, monkeypatch: pytest.MonkeyPatch, key: str, says: str) -> None:
+    monkeypatch.setenv("TIERYARD_API_KEY", key)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert says in " ".join(run("doctor", "--url", url).out.split())
+
+
 # Keys and tenants, in the database itself
 
 
@@ -225,11 +294,15 @@ def test_a_key_is_shown_once(run: Run, here: None, store: Store) -> None:
     assert (listed.code, listed.err) == (0, "")
     assert key not in listed.out
     assert keys.digest(key).hex() not in listed.out
-    for shown in ("key_", f"{key[:7]}…", "ci", "acme", "infer", "read", "60 requests", "1,000,000"):
+    for shown in ("key_", f"{key[:7]}…", "ci", "acme", "infer", "read", "60 req", "1,000,000 tok"):
         assert shown in listed.out
     assert run("keys", "revoke", key[:7]) == Ran(0, f"key_{holder.key_id}: revoked\n", "")
     [revoked] = keys.list_keys(store)
-    assert f"({revoked.revoked_at:%Y-%m-%d})" in run("keys", "list").out
+    assert revoked.revoked_at is not None
+    assert "revoked" not in listed.out
+    again = run("keys", "list").out
+    assert "revoked" in again
+    assert f"{revoked.revoked_at:%Y-%m-%d}" in again
     again = run("keys", "revoke", f"key_{holder.key_id}")
     assert again.code == 2
     assert "revoked already" in again.err
@@ -239,7 +312,8 @@ def test_a_key_is_shown_once(run: Run, here: None, store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--scope", "admin"), ("--requests-per-minute", "0"), ("--tokens-per-minute", "9" * 12)]
+    "wrong",
+    [("--scope", "admin"), ("--requests-per-minute", "0"), ("--tokens-per-minute", "9" * 12), ("--tenant", " ")],
 )
 def test_a_key_that_cannot_be(run: Run, here: None, store: Store, wrong: tuple[str, str]) -> None:
     ran = run("keys", "create", "ci", *wrong)
@@ -247,6 +321,26 @@ def test_a_key_that_cannot_be(run: Run, here: None, store: Store, wrong: tuple[s
     if wrong[0] == "--scope":
         assert all(scope in ran.err for scope in ("admin", "'infer'", "'batch'", "'read'"))
     assert keys.list_keys(store) == []
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_key_without_a_name(run: Run, here: None, store: Store, name: str) -> None:
+    ran = run("keys", "create", name)
+    assert (ran.code, ran.out) == (2, "")
+    assert "must not be empty" in ran.err
+    assert keys.list_keys(store) == []
+
+
+def test_the_list_of_keys_cuts_nothing_at_80_columns(run: Run, here: None, store: Store) -> None:
+    limits = {"requests_per_minute": 6000, "tokens_per_minute": 1_000_000}
+    made = keys.new_key()
+    keys.add_key(store, made, tenant="acme research", name="nightly evaluation", scopes=[Scope.INFER], **limits)
+    keys.revoke(store, made)
+    listed = run("keys", "list").out
+    assert max(map(len, listed.splitlines())) <= 80
+    for whole in (f"{made[:7]}…", "6,000 req", "1,000,000 tok"):
+        assert whole in listed
+    assert len(re.findall(r"\d{4}-\d\d-\d\d", listed)) == 2
 
 
 def test_tenants_are_listed_and_capped(run: Run, here: None, store: Store) -> None:

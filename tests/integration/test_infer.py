@@ -205,6 +205,62 @@ def test_a_suspect_starts_with_nothing_beside_it(bench: Bench) -> None:
     assert [prompt for prompt, _ in bench.engine.seen[-2:]] == ["suspect", "later"]
 
 
+def test_a_suspect_starts_with_no_call_of_the_api_beside_it(bench: Bench) -> None:
+    field, own = f"api:901:{bench.yard.worker_id}", str(bench.yard.worker_id)
+    gauges = bench.yard.redis
+
+    def capacity() -> int:
+        return orjson.loads(gauges.hget("gauges:short", own) or b"{}").get("capacity", -1)
+
+    def calls(n: int) -> None:
+        gauge = {"capacity": 0, "in_flight": n, "backlog": 0, "url": "", "at": time.time() + 60}
+        gauges.hset("gauges:short", field, orjson.dumps(gauge))
+
+    calls(1)
+    eventually(lambda: bench.worker._calls == 1 and capacity() > 0, what="a call in its engine")
+    [suspect] = bench.bring("wait suspect", offer=False)
+    bench.yard.store.fetch("UPDATE job SET worker_deaths = 2 WHERE id = %(id)s RETURNING id", {"id": suspect})
+    bench.worker.offer("batch", 0.0, [(suspect, 1)])
+    eventually(lambda: capacity() == 0, what="the API to be told to send no more")
+    told_at = time.monotonic()
+    calls(0)  # the call has ended; another one may have begun before its process was told
+    eventually(lambda: bench.worker._calls == 0, what="the worker to know")
+    assert bench.engine.seen == []
+    eventually(lambda: bench.engine.seen == [("wait suspect", 1)], what="its start")
+    assert time.monotonic() - told_at > 1
+    time.sleep(1)
+    assert capacity() == 0, "while it runs too"
+    bench.engine.go.set()
+    bench.until(suspect, "succeeded")
+    eventually(lambda: capacity() > 0, what="the API to be told that there is room again")
+
+
+def test_a_drain_waits_for_calls_in_an_engine_that_ends_with_it(settings: Settings, store: Store, tenant: int) -> None:
+    class Closable(ScriptedEngine):
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    yard = Yard("infer", settings, consume=["model.short"], deployment="short")
+    yard.join()
+    engine = Closable()
+    worker = Inference(yard, "short", engine=engine)
+    worker.start(lambda _: None)
+    field = f"api:901:{yard.worker_id}"
+    gauge = {"capacity": 0, "in_flight": 1, "backlog": 0, "url": "", "at": time.time() + 60}
+    yard.redis.hset("gauges:short", field, orjson.dumps(gauge))
+    eventually(lambda: worker._calls == 1, what="the worker to know")
+    draining = threading.Thread(target=worker.drain)
+    draining.start()
+    time.sleep(1)
+    assert not engine.closed
+    yard.redis.hdel("gauges:short", field)
+    draining.join(5)
+    assert engine.closed
+    yard.leave()
+
+
 def test_suspects_are_at_risk_one_at_a_time(bench: Bench) -> None:
     """The third death must not take other suspects with it, nor jobs that were claimed and never started."""
     found = bench.bring("crash one", "wait two", "wait three", offer=False)

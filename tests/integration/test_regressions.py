@@ -127,7 +127,6 @@ def test_the_feeder_does_not_walk_over_what_has_finished(yard: Yard, tenant: int
         found = batches.open_batches(connection, {})
         assert found[0].outstanding == 0
         feeder._yard.publisher.publish = lambda _: 0  # type: ignore[method-assign,assignment]
-        feeder._rates["bulk"].outstanding = 10**6  # no room: nothing more is released
         feeder.tick(connection)
         assert feeder._floors == {batch_id: batch_id + 1 + released}
 

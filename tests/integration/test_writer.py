@@ -6,8 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from decimal import Decimal
 
+import psycopg
 import pytest
 
+import tieryard.store.writer
 from tests import factories as make
 from tests.conftest import eventually
 from tieryard.errors import StoreError
@@ -98,6 +100,47 @@ def test_a_hand_back_that_cannot_be_stored_fails_its_job(store: Store, tenant: i
     [bad] = make.running(store, tenant)
     write(store, make.hand_back(bad, HandBack.FAULT, error="\x00"))
     assert make.column(store, "state", [bad.id]) == [str(State.FAILED)]
+
+
+# An answer past a limit of Postgres itself: a jsonb of 256 MB would do, and this takes no memory.
+TOO_LARGE = """
+CREATE FUNCTION too_large() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF length(NEW.output) > 100 THEN PERFORM repeat('x', 1 << 30); END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER too_large BEFORE INSERT ON result FOR EACH ROW EXECUTE FUNCTION too_large();
+"""
+
+
+def test_an_answer_past_postgres_limits_fails_alone(store: Store, tenant: int) -> None:
+    with store.transaction() as connection:
+        connection.execute(TOO_LARGE)
+    claimed = make.running(store, tenant, 5)
+    bad = claimed[2]
+    flushed = write(store, *[make.ending(c, **({"output": "x" * 101} if c is bad else {})) for c in claimed])
+    assert flushed.ended == {c.id for c in claimed}
+    assert store.fetch("SELECT job_id, error_kind FROM result WHERE error IS NOT NULL") == [
+        (bad.id, "unstorable_answer")
+    ]
+    assert make.count(store, "ledger") == 5
+
+
+def test_a_statement_that_asks_too_much_is_no_outage(store: Store) -> None:
+    """psycopg calls it an OperationalError. Who takes it for an outage tries it for ever."""
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded), store.transaction() as connection:
+        connection.execute("SELECT repeat('x', 1 << 30)")
+    assert store.fetch("SELECT 1") == [(1,)]
+
+
+@pytest.mark.parametrize("answer", [{"output": "x" * 400}, {"extra": {"embeddings": [[0.25] * 10, [0.5] * 10]}}])
+def test_long_answers_are_several_flushes(
+    store: Store, tenant: int, monkeypatch: pytest.MonkeyPatch, answer: dict
+) -> None:
+    monkeypatch.setattr(tieryard.store.writer, "_MOST_BYTES", 800)
+    claimed = make.running(store, tenant, 6)
+    flushed = write(store, *[make.ending(c, **answer) for c in claimed])
+    assert [len(done.ended) for done in flushed] == [2, 2, 2]
 
 
 def test_an_outage_is_waited_out(database_url: str, tenant: int) -> None:

@@ -118,7 +118,7 @@ def test_whatever_a_service_waits_for_exists_and_can_come_true():
             assert needed in SERVICES, name
             if how["condition"] == "service_healthy":
                 assert "healthcheck" in SERVICES[needed], f"{name} waits for {needed}, which has no health check"
-            else:
+            elif how["condition"] == "service_completed_successfully":
                 assert SERVICES[needed]["restart"] == "no", f"{needed} would never be finished"
 
 
@@ -143,6 +143,15 @@ def test_everything_of_ours_waits_for_the_migrations():
 def test_a_drain_ends_before_docker_kills_it(name: str):
     drain_s = float(OURS[name]["environment"]["TIERYARD_DRAIN_S"])
     assert drain_s < seconds(OURS[name]["stop_grace_period"])
+
+
+@pytest.mark.parametrize("name", sorted(CATALOG.deployments))
+def test_whoever_asks_an_engine_stops_before_it(name: str):
+    """Compose stops a service before those that it depends on: what is in flight there can finish."""
+    for client in ("api", f"infer-{name}"):
+        assert f"vllm-{name}" in SERVICES[client]["depends_on"], client
+    started = SERVICES["api"]["depends_on"][f"vllm-{name}"]
+    assert started == {"condition": "service_started"}, "the API must not wait for an hour of downloads"
 
 
 def test_redis_keeps_its_data():

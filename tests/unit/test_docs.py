@@ -127,10 +127,11 @@ def test_the_errors() -> None:
 
 
 def commands(command: Any, name: str) -> Iterator[str]:
-    """Every command below this one, as it is typed."""
+    """Every command below this one, as it is typed, with its arguments."""
     inner = getattr(command, "commands", None)
     if inner is None:
-        yield name
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        yield " ".join([name, *(p.name.upper() if p.required else f"[{p.name.upper()}]" for p in arguments)])
         return
     for word, below in inner.items():
         yield from commands(below, f"{name} {word}")

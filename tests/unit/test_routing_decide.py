@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests import factories as make
 from tieryard.catalog import SizeClass
 from tieryard.routing import Candidate, JobFeatures, Profile, Snapshot, TextFeatures, decide, decide_many
-from tieryard.routing.decide import expected_cost
+from tieryard.routing.decide import Hurdle, expected_cost
 
 SIZES = st.sampled_from(SizeClass)
 CAPABILITIES = st.frozensets(st.sampled_from(["json_schema", "tools", "logprobs"]))
@@ -174,3 +174,29 @@ def test_the_last_token_that_fits_fits() -> None:
     known = make.snapshot(make.candidate(context_limit=100))
     assert decide(make.features(90, max_tokens=10), known).deployment == "one"
     assert decide(make.features(91, max_tokens=10), known).deployment is None
+
+
+def test_the_reason_speaks_of_what_the_job_asked_for() -> None:
+    known = make.snapshot(SMALL, MEDIUM, LARGE)
+    too_long = "prompt + max_tokens = 2016 tokens exceed its context of 1000"
+    assert decide(make.features(2000, model="large"), known).reason == f"'large' cannot take it: {too_long}"
+    assert decide(make.features(2000), known).reason == f"no deployment can take it: {too_long}"
+    of_class = decide(make.features(2000, model="class:small"), known)
+    assert of_class.reason == f"no deployment of 'class:small' can take it: {too_long}"
+    assert decide(make.features(model="class:large"), make.snapshot(SMALL)).reason.endswith("there is none")
+    able = make.candidate("able", capabilities=frozenset({"tools"}), context_limit=9)
+    several = decide(make.features(needs=frozenset({"tools"})), make.snapshot(SMALL, able))
+    assert several.reason.startswith("no deployment can take it: 'small' lacks tools; 'able' prompt + max_tokens")
+
+
+def test_the_closest_are_those_that_came_furthest() -> None:
+    needs = frozenset({"tools"})
+    able = make.candidate("able", capabilities=needs, context_limit=9)
+    elsewhere = make.candidate("elsewhere", capabilities=needs, serves=frozenset({"/v1/embeddings"}))
+    known = make.snapshot(SMALL, able, elsewhere)
+    [closest] = decide(make.features(needs=needs), known).closest
+    assert (closest.hurdle, closest.lacks) == (Hurdle.CONTEXT, frozenset())
+    [closest] = decide(make.features(needs=needs, model="small"), known).closest
+    assert (closest.hurdle, closest.lacks) == (Hurdle.CAPABILITIES, needs)
+    assert decide(make.features(), known).closest == ()
+    assert [r.hurdle for r in decide(make.features(), known.refusing({"small": "is down"})).closest] == [Hurdle.NOW]

@@ -25,17 +25,22 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def key_headers() -> dict[str, str]:
+    """What says who calls: the key of TIERYARD_API_KEY. Raises UserError when that is none."""
+    key = os.environ.get("TIERYARD_API_KEY")
+    if not key:
+        raise UserError("set TIERYARD_API_KEY to your key; `tieryard up` shows one on its first start")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError("TIERYARD_API_KEY is no key: a key has only letters, digits, '-' and '_'")
+    return {"authorization": f"Bearer {key}"}
+
+
 class Client:
     """Calls the API with the key of TIERYARD_API_KEY."""
 
     def __init__(self, url: str) -> None:
-        key = os.environ.get("TIERYARD_API_KEY")
-        if not key:
-            raise UserError("set TIERYARD_API_KEY to your key; `tieryard up` shows one on its first start")
-        if not (key.isascii() and key.isprintable() and " " not in key):
-            raise UserError("TIERYARD_API_KEY is no key: a key has only letters, digits, '-' and '_'")
+        self._headers = key_headers()
         self._url = checked_url(url)
-        self._headers = {"authorization": f"Bearer {key}"}
 
     def get(self, path: str, **params: Any) -> dict[str, Any]:
         return self._call("GET", path, params={k: v for k, v in params.items() if v is not None})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tieryard.cli.client import DEFAULT_URL, UrlOption, checked_url
+from tieryard.cli.client import DEFAULT_URL, UrlOption, checked_url, key_headers
 from tieryard.cli.tables import table
+from tieryard.errors import UserError
 from tieryard.supervisor import missing_parts
 
 _FREE_GB = 2
@@ -51,12 +51,6 @@ def machine() -> list[Finding]:
             "pip install 'tieryard[local]' (only `tieryard up` needs them)",
         ),
         Finding("disk", free_gb > _FREE_GB, f"{free_gb:.0f} GB free here", f"free at least {_FREE_GB} GB"),
-        Finding(
-            "API key",
-            bool(os.environ.get("TIERYARD_API_KEY")),
-            "TIERYARD_API_KEY is set" if os.environ.get("TIERYARD_API_KEY") else "TIERYARD_API_KEY is not set",
-            "export it; `tieryard up` shows one on its first start",
-        ),
     ]
 
 
@@ -70,7 +64,21 @@ def fleet(url: str) -> list[Finding]:
     except (ValueError, KeyError, TypeError):
         found = f"{url} answers HTTP {answer.status_code}, but not as a fleet does"
         return [Finding("fleet", False, found, "set TIERYARD_URL, or --url, to the fleet's API")]  # noqa: FBT003
-    return [
+    parts = [
         Finding(name, value == "ok", value, "see its log: DATA_DIR/logs, or docker compose logs")
         for name, value in checks.items()
     ]
+    return [*parts, _key(url)]
+
+
+def _key(url: str) -> Finding:
+    """Whether this fleet knows the key, by a question that any key may ask."""
+    try:
+        answer = httpx.get(f"{url}/v1/models", headers=key_headers(), timeout=10, trust_env=False)
+    except (UserError, httpx.HTTPError) as error:
+        return Finding("API key", False, str(error), "export TIERYARD_API_KEY; new ones: tieryard keys create")  # noqa: FBT003
+    if answer.status_code == 401:
+        found = "this fleet does not know TIERYARD_API_KEY, or it was revoked"
+        return Finding("API key", False, found, "make one: tieryard keys create NAME")  # noqa: FBT003
+    found = "works" if answer.is_success else f"could not be tried: HTTP {answer.status_code}"
+    return Finding("API key", answer.is_success, found, "mend what is above first")

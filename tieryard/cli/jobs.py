@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
 from tieryard.cli.tables import printable, table
+from tieryard.errors import UserError
 
 cli = typer.Typer(help="Look at jobs.", no_args_is_help=True)
 
@@ -41,6 +42,7 @@ def list_jobs(
 @cli.command()
 def show(job: Annotated[str, typer.Argument(help="A job's id, such as job_42.")], url: UrlOption = DEFAULT_URL) -> None:
     """A job's whole story: features, every candidate and why it lost, each start, timings, money."""
+    _refuse_batch(job, f"tieryard jobs list --batch {job}")
     story = Client(url).get(f"/v1/jobs/{job}/story")
     console = Console()
     _show_job(console, story["job"])
@@ -57,7 +59,15 @@ def cancel(
     job: Annotated[str, typer.Argument(help="A job's id, such as job_42.")], url: UrlOption = DEFAULT_URL
 ) -> None:
     """Cancels a job: at once while it waits; a running one within a second."""
-    typer.echo(f"{job}: {Client(url).post(f'/v1/jobs/{job}/cancel')['state']}")
+    _refuse_batch(job, f"POST /v1/batches/{job}/cancel")
+    state = Client(url).post(f"/v1/jobs/{job}/cancel")["state"]
+    typer.echo(f"{job}: {'asked to stop' if state == 'running' else state}")
+
+
+def _refuse_batch(job: str, instead: str) -> None:
+    """Raises UserError for a batch's id: `submit` prints no other, so it is what is at hand."""
+    if job.startswith("batch_"):
+        raise UserError(f"'{job}' is a batch, not a job; use: {instead}")
 
 
 def _show_job(console: Console, job: dict[str, Any]) -> None:

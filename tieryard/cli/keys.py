@@ -18,10 +18,16 @@ cli = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 _MOST = 2**31 - 1  # the column's
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("must not be empty")
+    return text
+
+
 @cli.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What it is for.")],
-    tenant: Annotated[str, typer.Option(help="Whose it is; made if new.")] = "default",
+    name: Annotated[str, typer.Argument(help="What it is for.", callback=_not_blank)],
+    tenant: Annotated[str, typer.Option(help="Whose it is; made if new.", callback=_not_blank)] = "default",
     scope: Annotated[list[Scope] | None, typer.Option(help="What it may do; repeat it. Default: all.")] = None,
     requests_per_minute: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Default: no limit.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(min=1, max=_MOST, help="Default: no limit.")] = None,
@@ -47,20 +53,23 @@ def list_keys(data_dir: DataDirOption = None) -> None:
     """Lists all keys, oldest first; of each key itself, only how it starts."""
     with database(data_dir) as store:
         found = keys.list_keys(store)
-    headers = ("id", "key", "tenant", "name", "scopes", "limits / min", "created (revoked)")
+    headers = ["id", "key", "tenant", "name", "scopes", "a minute", "made"]
     rows = [
-        (
+        [
             public("key", k.id),
             f"{k.prefix}…",
             k.tenant,
             k.name,
             "all" if set(k.scopes) >= set(Scope) else " ".join(k.scopes),
             _limits(k),
-            f"{k.created_at:%Y-%m-%d}" + (f" ({k.revoked_at:%Y-%m-%d})" if k.revoked_at else ""),
-        )
+            f"{k.created_at:%Y-%m-%d}",
+        ]
         for k in found
     ]
-    Console().print(table(headers, rows, folds=headers[2:]))
+    if any(k.revoked_at for k in found):  # a terminal of 80 columns has no room for an empty one
+        headers.append("revoked")
+        rows = [[*row, f"{k.revoked_at:%Y-%m-%d}" if k.revoked_at else "–"] for row, k in zip(rows, found, strict=True)]
+    Console().print(table(headers, rows, folds=("tenant", "name", "scopes")))
 
 
 @cli.command()
@@ -74,5 +83,5 @@ def revoke(
 
 
 def _limits(key: KeyRow) -> str:
-    limits = (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute))
-    return " ".join(f"{most:,} {name}" for name, most in limits if most is not None) or "–"
+    limits = (("req", key.requests_per_minute), ("tok", key.tokens_per_minute))
+    return "\n".join(f"{most:,} {name}" for name, most in limits if most is not None) or "–"

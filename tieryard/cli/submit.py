@@ -45,7 +45,7 @@ def submit(
         typer.echo(batch["id"])
         return
     console = Console(stderr=True)
-    console.print(f"{batch['id']}: {batch['total']} jobs", highlight=False)
+    console.print(f"{batch['id']}: {batch['request_counts']['total']} jobs", highlight=False)
     try:
         batch = _watch(client, batch, console)
     except KeyboardInterrupt:

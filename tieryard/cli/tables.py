@@ -23,12 +23,14 @@ def table(
     """
     made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
     for i, name in enumerate(headers):
-        widest = max((len(row[i]) for row in rows), default=0)
+        widest = max((len(line) for row in rows for line in str(row[i]).splitlines()), default=0)
+        least = max(widest, *map(len, name.split() or [""]))
         made.add_column(
             name,
             justify="right" if name.strip() in right else "left",
             overflow="fold",
-            min_width=None if name in folds else max(widest, *map(len, name.split() or [""])),
+            min_width=None if name in folds else least,
+            no_wrap=name not in folds and least >= len(name),  # else rich narrows it first, and then cuts the last one
         )
     for number, row in enumerate(rows):
         made.add_row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
@@ -37,6 +38,9 @@ _RUNNING_USAGE: dict[str, dict[str, Any]] = {
 # llama.cpp closes the connection after each stream and does not say so; a request sent on it again would be lost.
 _HEADERS: dict[str, dict[str, str]] = {"llama_cpp": {"connection": "close"}}
 _TOO_LARGE = re.compile(r"input \(\d+ tokens\) is too large to process")  # llama.cpp's words, with a 500
+_VECTOR = re.compile(rb'"embedding"\s*:\s*(\[[^][{}"]*\])')
+_LARGE_BYTES = 2**20  # of a body: below, reading it takes a few milliseconds
+_LONGEST_LINE = 16 * 2**20
 _KEEPALIVE_S = 4.0  # below uvicorn's 5 s, or the server may close a connection just as a request goes out on it
 
 
@@ -126,7 +130,8 @@ class OpenAIHttpEngine:
     async def _embed(self, body: dict[str, Any]) -> Stream:
         request = {"model": self._model, **body, "encoding_format": "float"}
         async with self._open(EMBEDDINGS, request) as response:
-            answer = _json(b"".join([part async for part in _parts(response)]))
+            raw = b"".join([part async for part in _parts(response)])
+        answer = await asyncio.to_thread(_read_vectors, raw) if len(raw) > _LARGE_BYTES else _json(raw)
         if error := answer.get("error"):
             raise _translate(answer, _status(error))
         vectors, usage = _vectors(answer, 1 if isinstance(body["input"], str) else len(body["input"]))
@@ -162,12 +167,18 @@ class OpenAIHttpEngine:
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             # httpx-aiohttp calls every refused or lost connection a ConnectTimeout; aiohttp's own error knows better.
             real = error.__cause__ if isinstance(error.__cause__, aiohttp.ClientError) else error
-            message = f"{type(real).__name__} from {self.url}: {real}"
+            message = _named(real)
             if isinstance(real, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | httpx.ConnectTimeout):
                 raise EngineDownError(message, sent=False) from error
             if isinstance(real, httpx.TimeoutException | TimeoutError):
                 raise EngineTimeoutError(message) from error
             raise EngineDownError(message) from error
+
+
+def _named(error: Exception) -> str:
+    """Without an address: this is kept with the job's start, whose story its tenant may read."""
+    number = error.errno if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {os.strerror(number)}" if number and number > 0 else type(error).__name__
 
 
 async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
@@ -191,14 +202,22 @@ async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], No
 
 async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """The body's lines. httpx's `aiter_lines` also splits at U+2028 and its like, which JSON strings may hold."""
-    rest = b""
+    begun: list[bytes] = []  # joined once: a long line comes in thousands of parts
+    size = 0
     async with contextlib.aclosing(_parts(response)) as parts:
         async for part in parts:
-            *lines, rest = (rest + part).split(b"\n")
+            *lines, rest = part.split(b"\n")
+            if lines:
+                lines[0] = b"".join([*begun, lines[0]])
+                begun, size = [], 0
             for line in lines:
                 yield line
-    if rest:
-        yield rest
+            begun.append(rest)
+            size += len(rest)
+            if size > _LONGEST_LINE:
+                raise EngineDownError(f"the stream held a line of more than {_LONGEST_LINE} bytes")
+    if size:
+        yield b"".join(begun)
 
 
 async def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:
@@ -285,6 +304,31 @@ def _usage(chunk: dict[str, Any]) -> Usage | None:
         int(found.get("completion_tokens") or 0),
         int(details.get("cached_tokens") or 0),
     )
+
+
+def _read_vectors(body: bytes) -> dict[str, Any]:
+    """A large answer with embeddings, vector by vector: orjson keeps the interpreter to itself while it reads, in a
+    thread too, so that a whole one would stop every other call for seconds."""
+    vectors: list[bytes] = []
+
+    def taken_out(found: re.Match[bytes]) -> bytes:
+        vectors.append(found[1])
+        return b'"embedding":%d' % (len(vectors) - 1)
+
+    answer = _json(_VECTOR.sub(taken_out, body))
+    rows = answer.get("data")
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and type(place := row.get("embedding")) is int and 0 <= place < len(vectors):
+            row["embedding"] = _array(vectors[place])
+    return answer
+
+
+def _array(text: bytes) -> list[Any] | None:
+    try:
+        found: list[Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return found
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from tieryard.errors import RequestError
 
@@ -35,7 +35,13 @@ def parse_duration(value: object) -> object:
     raise ValueError("expected a duration such as '90s', '15m' or '24h'")
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), Field(gt=timedelta(0))]
+def _positive(duration: timedelta) -> timedelta:
+    if duration <= timedelta(0):  # not `Field(gt=…)`, whose refusal quotes Python
+        raise ValueError("must be greater than 0s")
+    return duration
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
 
 
 def _not_blank(text: str) -> str:
@@ -67,6 +73,34 @@ def _plain_json(value: Any) -> Any:
 
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(_plain_json)]
+
+
+def _named_schema(given: dict[str, Any]) -> dict[str, Any]:
+    if not (isinstance(given.get("name"), str) and given["name"] and isinstance(given.get("schema"), dict)):
+        raise ValueError("needs a `name`, and a `schema` that is an object")
+    return given
+
+
+class _SchemaFormat(BaseModel):
+    json_schema: Annotated[dict[str, Any], AfterValidator(_named_schema)]
+
+
+def _whole_format(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what engines refuse, or take for any JSON at all: `json_schema` without its schema."""
+    if value.get("type") == "json_schema":
+        _SchemaFormat.model_validate(value)
+    return value
+
+
+ResponseFormat = Annotated[JsonObject, AfterValidator(_whole_format)]
+
+
+def _without_empty(stop: str | list[str] | None) -> str | list[str] | None:
+    """None where nothing is left: engines refuse an empty stop, or stop at it at once."""
+    return (stop if isinstance(stop, str) else [text for text in stop or () if text]) or None
+
+
+Stop = Annotated[str | Annotated[list[str], Field(max_length=16)] | None, AfterValidator(_without_empty)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
@@ -86,9 +120,11 @@ def refusal(error: ValidationError, *, line: int | None = None, under: str | Non
     message = first["msg"].removeprefix("Value error, ")
     path = [str(p) for p in first["loc"]]
     above = [under] if under else []
+    written = 1 if first["type"] == "extra_forbidden" else 0  # the caller's own word at the end, whatever it is
+    between = [p for p in path[1 : len(path) - written] if not _UNION_MEMBER.fullmatch(p)]
+    path = above + path[:1] + between + path[max(1, len(path) - written) :]
     if first["type"] == "extra_forbidden":
-        return RequestError("no such field", param=".".join(above + path), line=line)
-    path = above + path[:1] + [p for p in path[1:] if not _UNION_MEMBER.fullmatch(p)]
+        return RequestError("no such field", param=".".join(path), line=line)
     if first["type"] == "json_invalid":
         return RequestError(f"not valid JSON: {message.removeprefix('Invalid JSON: ')}", line=line)
     if not message[1:2].isupper():  # "URL scheme …" stays

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, model_validator
 
-from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, Name, NotBlank
+from tieryard.requests.fields import INT64, Duration, Metadata, Name, NotBlank, ResponseFormat, Stop
 from tieryard.requests.request import CHAT, DEFAULT_MAX_TOKENS, Request, needs_of
 
 
@@ -55,8 +55,8 @@ class JobCreate(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    response_format: JsonObject | None = Field(
+    stop: Stop = None
+    response_format: ResponseFormat | None = Field(
         default=None, description="`json_schema` or `json_object`, as OpenAI's API takes it."
     )
     custom_id: str | None = Field(default=None, max_length=256, description="Your own name for it, given back.")

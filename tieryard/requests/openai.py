@@ -9,10 +9,31 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from tieryard.errors import RequestError
-from tieryard.requests.fields import INT64, Duration, JsonObject, Metadata, Name, NotBlank, refusal
+from tieryard.requests.fields import (
+    INT64,
+    Duration,
+    JsonObject,
+    Metadata,
+    Name,
+    NotBlank,
+    ResponseFormat,
+    Stop,
+    refusal,
+)
 from tieryard.requests.request import (
     CHAT,
     COMPLETIONS,
@@ -23,7 +44,22 @@ from tieryard.requests.request import (
 )
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
-_Stop = str | Annotated[list[str], Field(max_length=16)]
+
+
+def _only_null(why: str) -> BeforeValidator:
+    """For what clients send as null because OpenAI's API knows it, and what is not served with a value."""
+
+    def refuse(value: object) -> None:
+        if value is not None:
+            raise ValueError(why)
+
+    return BeforeValidator(refuse)
+
+
+_NotServed = Annotated[None, _only_null("is not served here")]
+_Functions = Annotated[None, _only_null("deprecated; use tools")]
+_FunctionCall = Annotated[None, _only_null("deprecated; use tool_choice")]
+_OldCall = Annotated[None, _only_null("deprecated; use tool_calls")]
 
 
 class _Open(BaseModel):
@@ -33,6 +69,7 @@ class _Open(BaseModel):
 class TextPart(_Open):
     type: Literal["text"]
     text: str
+    cache_control: Any = Field(default=None, description="Without effect.")
 
 
 class RefusalPart(_Open):
@@ -40,15 +77,56 @@ class RefusalPart(_Open):
     refusal: str
 
 
+def _form_of(content: object) -> str:
+    return "list[part]" if isinstance(content, list) else "str"
+
+
+def _kind_of(part: object) -> str | None:
+    """The name of the part's class; None, which is refused, for anything but a part."""
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return {"text": "TextPart", "refusal": "RefusalPart"}.get(kind) if isinstance(kind, str) else None
+
+
+def _of_text(content: object) -> object:
+    """Says which part is not served, by its number (from 1)."""
+    for number, part in enumerate(content if isinstance(content, list) else (), start=1):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image_url", "input_audio", "file"):
+            raise ValueError(f"part {number}: {kind} is not served here")
+    return content
+
+
+# Unions that are told apart by a look: a refusal then speaks of what was meant, not of each thing it might have been.
+# The tags are words that `refusal` leaves out.
+_Part = Annotated[
+    Annotated[TextPart, Tag("TextPart")] | Annotated[RefusalPart, Tag("RefusalPart")],
+    Discriminator(
+        _kind_of, custom_error_type="part", custom_error_message="expected a part whose type is 'text' or 'refusal'"
+    ),
+]
+_Content = Annotated[
+    Annotated[str, Tag("str")] | Annotated[list[_Part], Tag("list[part]")],
+    Discriminator(_form_of),
+    BeforeValidator(_of_text),
+]
+
+
 class ChatMessage(_Open):
-    """One turn of a conversation, of text."""
+    """One turn of a conversation, of text. An answer's message can be sent back as the `openai` package dumps it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart | RefusalPart] | None = None
+    content: _Content | None = None
     name: str | None = Field(default=None, max_length=64)
     tool_calls: list[JsonObject] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
+    # Of an answer, and of no use to the next.
+    annotations: Any = Field(default=None, description="Without effect.")
+    parsed: Any = Field(default=None, description="Without effect.")
+    reasoning: Any = Field(default=None, description="Without effect.")
+    reasoning_content: Any = Field(default=None, description="Without effect.")
+    audio: _NotServed = None
+    function_call: _OldCall = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -63,7 +141,7 @@ class ChatMessage(_Open):
             content = "\n".join(p.text if isinstance(p, TextPart) else p.refusal for p in content)
         said: dict[str, Any] = {"role": self.role, "content": content or ""}
         for name in ("name", "tool_calls", "tool_call_id"):
-            if (value := getattr(self, name)) is not None:
+            if (value := getattr(self, name)) not in (None, []):  # templates take an empty list of calls for calls
                 said[name] = value
         return said
 
@@ -93,7 +171,7 @@ class _Body(_Open):
 
     def _passed(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in self._to_engine}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: value for name, value in found.items() if value not in (None, [])}  # no tools: none given
 
     def _request(self, endpoint: Endpoint, body: dict[str, Any], input_field: str, custom_id: str | None) -> Request:
         return Request(
@@ -115,7 +193,7 @@ class _Generated(_Body):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    stop: _Stop | None = None
+    stop: Stop = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -154,13 +232,13 @@ class ChatCreate(_Generated):
         "reasoning_effort", "chat_template_kwargs",
     )  # fmt: skip
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=2048)
     max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
     max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
-    response_format: JsonObject | None = None
+    response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[JsonObject] | None = Field(default=None, min_length=1, max_length=128)
+    tools: list[JsonObject] | None = Field(default=None, max_length=128, description="`[]` is none.")
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = Field(default=None, max_length=16)
@@ -168,7 +246,16 @@ class ChatCreate(_Generated):
     store: bool | None = None
     service_tier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: JsonObject | None = None
+    prompt_cache_retention: str | None = None
     verbosity: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    audio: _NotServed = None
+    moderation: _NotServed = None
+    prediction: _NotServed = None
+    web_search_options: _NotServed = None
+    functions: _Functions = None
+    function_call: _FunctionCall = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -200,7 +287,7 @@ class CompletionCreate(_Generated):
     )
     max_tokens: int = Field(default=16, ge=1, le=1_000_000, description="Most tokens to generate. OpenAI's default.")
     logprobs: int | None = Field(default=None, ge=0, le=5)
-    response_format: JsonObject | None = None
+    response_format: ResponseFormat | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: None = None

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Self
+from enum import IntEnum
+from typing import Any, NamedTuple, Self
 
 from tieryard.catalog import SizeClass
 from tieryard.routing.features import TextFeatures
@@ -50,14 +51,36 @@ class Judged:
     cost_usd: Decimal
 
 
+class Hurdle(IntEnum):
+    """What a candidate failed at, in the order in which they are taken."""
+
+    MODEL = 1
+    ENDPOINT = 2
+    CAPABILITIES = 3
+    CONTEXT = 4
+    NOW = 5
+
+
+class Refusal(NamedTuple):
+    """Why a candidate cannot take the job; `lacks` are capabilities."""
+
+    hurdle: Hurdle
+    why: str
+    lacks: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`deployment` is None when no candidate can take the job at all. `fallback`: smaller than was wanted."""
+    """`deployment` is None when no candidate can take the job at all. `fallback`: smaller than was wanted.
+
+    Where there is none, `closest` are the refusals of those that came furthest: what to change to be taken.
+    """
 
     deployment: str | None
     reason: str
     fallback: bool
     judged: tuple[Judged, ...]
+    closest: tuple[Refusal, ...] = ()
 
 
 def decide_many(jobs: Iterable[JobFeatures], snapshot: Snapshot) -> list[Decision]:
@@ -67,11 +90,13 @@ def decide_many(jobs: Iterable[JobFeatures], snapshot: Snapshot) -> list[Decisio
 
 def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
     """Filters, then ranks what is left by (serving now, distance from the wanted size, expected cost, name)."""
-    refusals = {c.name: _refusal(job, c) for c in snapshot.candidates}
-    fit = [c for c in snapshot.candidates if not refusals[c.name]]
+    refusals = {c.name: refused for c in snapshot.candidates if (refused := _refusal(job, c)) is not None}
+    fit = [c for c in snapshot.candidates if c.name not in refusals]
     if not fit:
+        furthest = max((r.hurdle for r in refusals.values()), default=None)
+        closest = tuple(r for r in refusals.values() if r.hurdle is furthest)
         judged = _judge_all(job, snapshot, refusals, None)
-        return Decision(None, _nobody(refusals), fallback=False, judged=judged)
+        return Decision(None, _nobody(job, refusals), fallback=False, judged=judged, closest=closest)
     any_live = any(c.live for c in fit)
     chosen = min(fit, key=lambda c: (any_live and not c.live, _distance(job, c), expected_cost(job, c), c.name))
     wanted = job.text.wanted
@@ -87,22 +112,23 @@ def expected_cost(job: JobFeatures, candidate: Candidate) -> Decimal:
     return (candidate.input_usd_per_1m * tokens + candidate.output_usd_per_1m * job.max_tokens) / _MILLION
 
 
-def _refusal(job: JobFeatures, candidate: Candidate) -> str:
-    """Why this candidate cannot take the job; empty when it can."""
+def _refusal(job: JobFeatures, candidate: Candidate) -> Refusal | None:
+    """The first hurdle at which this candidate fails; None when it can take the job."""
     if job.model.startswith(CLASS_PREFIX):
         if candidate.size_class != job.model.removeprefix(CLASS_PREFIX):
-            return f"is {candidate.size_class}; the job asks for {job.model}"
+            return Refusal(Hurdle.MODEL, f"is {candidate.size_class}; the job asks for {job.model}")
     elif job.model not in (AUTO, candidate.name):
-        return f"the job pins '{job.model}'"
+        return Refusal(Hurdle.MODEL, f"the job pins '{job.model}'")
     if job.endpoint not in candidate.serves:
-        return f"does not serve {job.endpoint}"
+        return Refusal(Hurdle.ENDPOINT, f"does not serve {job.endpoint}")
     missing = job.needs - candidate.capabilities
     if missing:
-        return f"lacks {', '.join(sorted(missing))}"
+        return Refusal(Hurdle.CAPABILITIES, f"lacks {', '.join(sorted(missing))}", missing)
     total = job.prompt_tokens[candidate.tokenizer] + job.max_tokens
     if total > candidate.context_limit:
-        return f"prompt + max_tokens = {total} tokens exceed its context of {candidate.context_limit}"
-    return candidate.refused
+        limit = candidate.context_limit
+        return Refusal(Hurdle.CONTEXT, f"prompt + max_tokens = {total} tokens exceed its context of {limit}")
+    return Refusal(Hurdle.NOW, candidate.refused) if candidate.refused else None
 
 
 def _distance(job: JobFeatures, candidate: Candidate) -> int:
@@ -123,24 +149,31 @@ def _because(job: JobFeatures, chosen: Candidate, fit: list[Candidate]) -> str:
     return f"{job.text.cue} → {job.text.wanted}; none fits, {chosen.size_class} is nearest; cheapest that fits"
 
 
-def _nobody(refusals: dict[str, str]) -> str:
-    if len(set(refusals.values())) == 1:
-        return "no deployment can take it: " + next(iter(refusals.values()))
-    return "no deployment can take it: " + "; ".join(f"{name} {why}" for name, why in refusals.items())
+def _nobody(job: JobFeatures, refusals: dict[str, Refusal]) -> str:
+    """Speaks of what the job asked for: those of another size, or name, are no news to its owner."""
+    asked = {name: r.why for name, r in refusals.items() if r.hurdle is not Hurdle.MODEL}
+    if job.model in asked:
+        return f"'{job.model}' cannot take it: {asked[job.model]}"
+    nobody = "no deployment can take it" if job.model == AUTO else f"no deployment of '{job.model}' can take it"
+    if len(set(asked.values())) == 1:
+        return f"{nobody}: {next(iter(asked.values()))}"
+    return f"{nobody}: " + ("; ".join(f"'{name}' {why}" for name, why in asked.items()) or "there is none")
 
 
 def _judge_all(
     job: JobFeatures,
     snapshot: Snapshot,
-    refusals: dict[str, str],
+    refusals: dict[str, Refusal],
     chosen: Candidate | None,
     any_live: bool = False,  # a private helper's flag
 ) -> tuple[Judged, ...]:
     return tuple(
         Judged(
             c.name,
-            not refusals[c.name],
-            refusals[c.name] or ("" if chosen is None or c is chosen else _lost(job, c, chosen, any_live=any_live)),
+            c.name not in refusals,
+            refusals[c.name].why
+            if c.name in refusals
+            else ("" if chosen is None or c is chosen else _lost(job, c, chosen, any_live=any_live)),
             job.prompt_tokens[c.tokenizer],
             expected_cost(job, c),
         )

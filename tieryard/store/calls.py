@@ -19,6 +19,17 @@ from tieryard.store.jobs import Claimed
 
 FIRST_FENCE = 1
 
+TRANSIENT = (
+    "engine_busy",
+    "engine_down",
+    "engine_timeout",
+    "expired",
+    "store_away",
+    "worker_died",
+    "worker_stopped",
+)
+"""How a call may fail so that the same one may well succeed: the kinds that are answered with 503."""
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -94,6 +105,14 @@ WITH moved AS (
 SELECT created_at, claimed_at FROM moved
 """
 
+# By the index of single jobs that are not final.
+_RUNNING = """
+SELECT deployment, id, fence, batch_id, tier, category, worker_deaths, attempts,
+       extract(epoch FROM claimed_at - created_at)::float8 * 1000, claimed_at, ''
+FROM job
+WHERE batch_id IS NULL AND finished_at IS NULL AND state = 'running' AND attended AND worker_id = %(worker)s
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class FailedStart:
@@ -141,6 +160,11 @@ def restart(store: Store, failed: FailedStart, choice: Choice, *, worker_id: int
         return _started(connection, _RESTART, wanted)
 
 
+def running(store: Store, worker_id: int) -> list[tuple[Claimed, str]]:
+    """This process's calls as the store knows them, each with its deployment; without their bodies."""
+    return [(Claimed(*row[1:]), row[0]) for row in store.fetch(_RUNNING, {"worker": worker_id})]
+
+
 def finals(store: Store, ids: list[int]) -> set[int]:
     """Those of `ids` that are final."""
     rows = store.fetch("SELECT id FROM job WHERE id = ANY(%(ids)s) AND finished_at IS NOT NULL", {"ids": ids})
@@ -166,9 +190,11 @@ def _started(connection: Connection, statement: str, wanted: dict[str, object]) 
 
 
 def release_abandoned(store: Store, mark: Mark) -> None:
-    """Frees a key whose call was given up by its caller: whoever comes again with it wants an answer."""
+    """Frees a key whose call was given up by its caller, or failed for no fault of its own: whoever comes again with it
+    wants an answer, and was told to come again. What would fail in the same way keeps its key."""
     store.fetch(
         "DELETE FROM idempotency i USING job WHERE i.tenant_id = %(tenant)s AND i.key = %(key)s "
-        "AND job.id = i.subject_id AND job.attended AND job.state = 'cancelled' RETURNING i.key",
-        {"tenant": mark.tenant_id, "key": mark.key},
+        "AND job.id = i.subject_id AND job.attended AND (job.state = 'cancelled' OR job.state IN ('failed', 'expired') "
+        "AND EXISTS (SELECT FROM result WHERE job_id = job.id AND error_kind = ANY(%(transient)s))) RETURNING i.key",
+        {"tenant": mark.tenant_id, "key": mark.key, "transient": list(TRANSIENT)},
     )

@@ -19,6 +19,16 @@ Connection = psycopg.Connection[TupleRow]
 
 _BLOCK = 64
 
+_AWAY = (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction)  # gone, or failed over
+TOO_MUCH = (
+    psycopg.errors.ProgramLimitExceeded,
+    psycopg.errors.StatementTooComplex,
+    psycopg.errors.TooManyColumns,
+    psycopg.errors.TooManyArguments,
+)
+"""SQLSTATE class 54: a statement's data is past what Postgres can do, now and whenever it is tried again. psycopg
+counts these among the OperationalErrors all the same."""
+
 CONNECT_ARGS: dict[str, Any] = {
     # A cached generic plan made while a table was empty would scan it for ever after. And a session of a host that
     # vanished must not keep its locks (the feeder's among them) for the two hours that TCP would give it.
@@ -49,17 +59,25 @@ def storable_json(value: Any) -> Any:
 
 
 class Store:
-    """The database of one fleet. Connects on first use; safe to share between threads."""
+    """The database of one fleet. Connects on first use; safe to share between threads.
 
-    def __init__(self, url: str, *, pool_size: int = 4, overflow: int = 16) -> None:
+    With `lock_timeout_s` a statement that waits longer for a lock raises StoreError.
+    """
+
+    def __init__(
+        self, url: str, *, pool_size: int = 4, overflow: int = 16, lock_timeout_s: float | None = None
+    ) -> None:
         _, _, rest = url.partition("://")
+        arguments = dict(CONNECT_ARGS)
+        if lock_timeout_s is not None:
+            arguments["options"] += f" -c lock_timeout={round(lock_timeout_s * 1000)}"
         self.url = f"postgresql://{rest}"
         self.engine = sqlalchemy.create_engine(
             f"postgresql+psycopg://{rest}",
             pool_size=pool_size,
             max_overflow=overflow,
             pool_pre_ping=True,
-            connect_args=CONNECT_ARGS,
+            connect_args=arguments,
         )
         self._block: Run = (0, 0)
         self._block_lock = threading.Lock()
@@ -77,10 +95,10 @@ class Store:
         try:
             yield cast("Connection", pooled.driver_connection)
             pooled.commit()
-        except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:  # away, or failed over
-            pooled.invalidate()
-            raise StoreError(f"Postgres went away: {error}") from error
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, _AWAY) and not isinstance(error, TOO_MUCH):
+                pooled.invalidate()
+                raise StoreError(f"Postgres went away: {error}") from error
             try:
                 pooled.rollback()
             except psycopg.Error:  # the connection is gone too; what went wrong first is what matters

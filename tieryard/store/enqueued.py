@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tieryard.errors import LimitError
 from tieryard.store.connection import Connection
 
@@ -17,7 +19,8 @@ SELECT (SELECT coalesce(sum(enqueued_tokens), 0) FROM batch WHERE tenant_id = %(
 
 
 def admit(connection: Connection, tenant_id: int, tokens: int) -> None:
-    """In the transaction that saves them. Raises LimitError when the tenant's cap has no room for `tokens` more."""
+    """In the transaction that saves them. Raises LimitError when the tenant's cap has no room for `tokens` more; its
+    `retry_after_s` is infinite when they exceed the cap alone."""
     row = connection.execute(_CAP, [tenant_id]).fetchone()
     cap = row[0] if row else None
     if cap is None:
@@ -25,8 +28,10 @@ def admit(connection: Connection, tenant_id: int, tokens: int) -> None:
     waiting = connection.execute(_WAITING, {"tenant": tenant_id}).fetchone()
     assert waiting is not None
     if waiting[0] + tokens > cap:
+        never = tokens > cap
         raise LimitError(
-            f"{tokens} prompt tokens more than the {waiting[0]} that wait exceed this tenant's cap of {cap}",
+            f"this needs {tokens:,} prompt tokens; the tenant may have {cap:,} enqueued and has {waiting[0]:,}: "
+            f"{'split it' if never else 'try again when some are done'}, or raise the cap with `tieryard tenants cap`",
             code="token_limit_exceeded",
-            retry_after_s=_RETRY_S,
+            retry_after_s=math.inf if never else _RETRY_S,
         )

@@ -65,5 +65,5 @@ def _find(connection: Connection, mark: Mark) -> int | None:
     if row is None:
         return None
     if bytes(row[1]) != mark.fingerprint:
-        raise ConflictError("this Idempotency-Key was used for another request", param="Idempotency-Key")
+        raise ConflictError("was used for another request", param="Idempotency-Key")
     return int(row[0])

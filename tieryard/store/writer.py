@@ -13,13 +13,14 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 import psycopg
 
 from tieryard.errors import StoreError
 from tieryard.job import State
-from tieryard.store.connection import Store
+from tieryard.store.connection import TOO_MUCH, Store
 from tieryard.store.finish import Ending, Finished, finish
 from tieryard.telemetry import Event, fault, logger
 
@@ -27,6 +28,8 @@ Flushed = Callable[[Finished], None]
 """Called in the writer's thread after each commit."""
 
 _MOST = 512  # endings a transaction
+_MOST_BYTES = 32 * 2**20  # of answers a transaction, and one more: a statement's JSON may not reach 256 MB
+_NUMBER_BYTES = 20  # as vectors have them
 
 
 class Writer:
@@ -57,7 +60,11 @@ class Writer:
     @property
     def full(self) -> bool:
         """Whether the intake should pause: three quarters of the capacity wait to be written."""
-        return self._queue.qsize() > self._queue.maxsize * 3 // 4
+        return self.would_fill(0)
+
+    def would_fill(self, coming: int) -> bool:
+        """The same, were `coming` more endings put: for who may not block when they come."""
+        return self._queue.qsize() + coming > self._queue.maxsize * 3 // 4
 
     def close(self) -> None:
         """Returns when everything put is written. Raises the thread's `failure` when it is not."""
@@ -86,11 +93,13 @@ class Writer:
         open_ = True
         while open_:
             waiting = [self._queue.get()]
-            while len(waiting) < _MOST:
+            size = _size(waiting[0])
+            while len(waiting) < _MOST and size < _MOST_BYTES:
                 try:
                     waiting.append(self._queue.get_nowait())
                 except queue.Empty:
                     break
+                size += _size(waiting[-1])
             open_ = None not in waiting
             endings = [e for e in waiting if e is not None]
             if endings:
@@ -108,7 +117,7 @@ class Writer:
                 self._log.warning(Event.STORE_AWAY, waiting=len(endings), error=str(error)[:200])
                 time.sleep(pause_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
                 pause_s = min(pause_s * 2, 5)
-            except (psycopg.DataError, psycopg.IntegrityError, orjson.JSONEncodeError) as error:
+            except (psycopg.DataError, psycopg.IntegrityError, *TOO_MUCH, orjson.JSONEncodeError) as error:
                 self._bisect(endings, error)
                 return
         self.pending.difference_update(e.job_id for e in endings)
@@ -124,6 +133,23 @@ class Writer:
             return
         [spoilt] = endings
         self._flush([_plainer(spoilt, error)])
+
+
+def _size(ending: Ending | None) -> int:
+    """About how many bytes an ending is: of its answer, which alone can be long."""
+    return len(ending.output or "") + _json_size(ending.extra) if ending is not None else 0
+
+
+def _json_size(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(len(name) + _json_size(item) for name, item in value.items())
+    if isinstance(value, list):
+        if value and isinstance(value[0], int | float):  # a vector: millions of them are not looked at one by one
+            return len(value) * _NUMBER_BYTES
+        return sum(map(_json_size, value))
+    return _NUMBER_BYTES
 
 
 def _plainer(spoilt: Ending, error: Exception) -> Ending:
