@@ -20,8 +20,10 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	@$(BIN)/python docs/examples/demo.py
 
+# A fleet of processes is a machine's worth by itself, so those tests come one by one.
 test: setup lint
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 3 --dist loadscope tests/unit tests/conformance tests/integration
+	@$(BIN)/python -m pytest -q tests/acceptance
 
 test-scale: setup
 	@$(BIN)/python -m pytest -q tests/scale
@@ -30,7 +32,7 @@ lint: setup
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache
+	@said=$$($(BIN)/lint-imports --no-cache --no-logo 2>&1) || { echo "$$said"; exit 1; }
 
 fmt: setup
 	@$(BIN)/ruff check -q --fix .

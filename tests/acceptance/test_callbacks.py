@@ -56,7 +56,7 @@ def test_job_and_batch_callbacks_are_signed_and_tried_again(start_fleet: StartFl
             f"/v1/jobs?callback_url={receiver.url}", json=[{"prompt": "A"}, {"prompt": "B"}]
         ).json()
         eventually(lambda: len(receiver.seen) == 4, within_s=40, what="two messages, each sent twice")
-        secret = (running.fleet._data / "webhook_secret").read_text()
+        secret = (running.fleet.data_dir / "webhook_secret").read_text()
         told = {(m["type"], m["data"]["id"]) for m in (Webhook(secret).verify(b, h) for h, b in receiver.seen)}
         assert told == {("job.completed", job["id"]), ("batch.completed", batch["id"])}
         by_id = [h["webhook-id"] for h, _ in receiver.seen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import socket
@@ -413,8 +414,14 @@ def test_a_caller_that_hangs_up_while_it_waits_for_a_slot_leaves_nothing(gate: G
 def test_many_identical_calls_make_one_job(gate: Gateway) -> None:
     gate.engines.plan("cheap", ttft_ms=300)
     key = {"idempotency-key": "once"}
-    with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda _: gate.chat(headers=key), range(200)))
+
+    async def all_at_once() -> list[httpx.Response]:
+        headers = {**gate.client.headers, **key}
+        async with httpx.AsyncClient(base_url=gate.url, headers=headers, timeout=30, trust_env=False) as client:
+            calls = (client.post("/v1/chat/completions", json=asked()) for _ in range(200))
+            return list(await asyncio.gather(*calls))
+
+    answers = asyncio.run(all_at_once())
     assert {a.status_code for a in answers} == {200}
     assert len({a.content for a in answers}) == 1
     assert make.count(gate.store, "job") == 1
