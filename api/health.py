@@ -46,7 +46,9 @@ def readyz(state: StateDep, response: Response) -> Readiness:
         gauges = state.metrics.read(state.catalog).gauges
         checks["redis"] = "ok"
         for name in state.catalog.deployments:
-            serving = gauges.get(name, {}).get("capacity", 0) > 0
+            # Also as calls see it, whose view is a moment older: who was told "ready" must not be refused.
+            seen = state.calls.snapshots.live.replicas.get(name)
+            serving = gauges.get(name, {}).get("capacity", 0) > 0 and bool(seen)
             checks[f"deployment {name}"] = "ok" if serving else "no replica is serving"
     except redis.RedisError:
         checks["redis"] = "does not answer"
