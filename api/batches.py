@@ -10,13 +10,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.files import JSONL, cursor
+from api.files import JSONL
 from api.idempotency import mark_of
 from api.openai_shapes import BatchPage, BatchPublic
+from api.paging import cursor
 from api.shapes import ERRORS
 from api.state import BatchDep, ReadDep, State, StateDep
 from tieryard import outputs
-from tieryard.admission import DEFAULT_TIER
 from tieryard.errors import ConflictError, NotFoundError, RequestError
 from tieryard.ids import internal
 from tieryard.queues import EXPAND, BrokerError
@@ -28,9 +28,6 @@ from tieryard.store.keys import Holder
 from tieryard.store.schema import File
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], responses=ERRORS)
-
-FILE_TIER = "bulk"
-"""The tier of a file's batch where its caller names none and the catalog has it."""
 
 _BODY = {
     "requestBody": {
@@ -108,8 +105,7 @@ def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None
         raise RequestError(f"its purpose is '{file.purpose}'; expected 'batch'", param="input_file_id")
     if wanted.callback_url is not None and not state.signs_callbacks:
         raise RequestError("callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET", param="callback_url")
-    tier = wanted.tier or (FILE_TIER if FILE_TIER in state.catalog.tiers else DEFAULT_TIER)
-    state.admission.check_tier(tier)
+    tier = state.admission.file_tier(wanted.tier)
     state.admission.check_endpoint(wanted.endpoint)
     new = NewBatch(
         holder.tenant_id,
@@ -125,7 +121,7 @@ def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None
         metadata=wanted.metadata,
         reuse=wanted.reuse,
         output_expires_after=wanted.output_expires_after.delta() if wanted.output_expires_after else None,
-        fault=_fault(file),
+        fault=files.fault_of(file),
     )
     try:
         batch_id = batches.save_file_batch(state.store, new, made, mark=mark)
@@ -142,12 +138,3 @@ def _tokens(state: State, holder: Holder, file: File, wanted: BatchCreate) -> in
     if holder.max_enqueued_tokens is None:
         return None
     return state.admission.file_tokens(files.read_texts(state.store, file), wanted.endpoint)
-
-
-def _fault(file: File) -> dict[str, Any] | None:
-    """Why the whole file cannot be read; None where any line is a JSON object."""
-    if file.requests == 0:
-        return {"code": "empty_file", "message": "the file has no requests", "line": None, "param": None}
-    if file.first_fault is not None:
-        return {"code": "invalid_file", "message": f"no line is a JSON object; {file.first_fault}", "line": 1}
-    return None

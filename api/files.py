@@ -13,10 +13,11 @@ from starlette.datastructures import FormData, UploadFile
 
 from api.idempotency import key_of
 from api.openai_shapes import DeletedPublic, FilePage, FilePublic
+from api.paging import cursor
 from api.shapes import ERRORS
 from api.state import BatchDep, ReadDep, State, StateDep
 from tieryard import outputs
-from tieryard.errors import NotFoundError, RequestError
+from tieryard.errors import RequestError
 from tieryard.ids import internal
 from tieryard.requests.fields import refusal
 from tieryard.requests.openai import ExpiresAfter
@@ -109,14 +110,6 @@ def delete_file(state: StateDep, holder: BatchDep, file_id: str) -> DeletedPubli
     """Deletes a file. What a batch was made from stays with its jobs, where only the batch's owner sees it."""
     files.delete_file(state.store, internal("file", file_id), tenant_id=holder.tenant_id)
     return DeletedPublic(id=file_id)
-
-
-def cursor(kind: str, after: str | None) -> int | None:
-    """The id that a page begins after. Raises RequestError."""
-    try:
-        return internal(kind, after) if after else None
-    except NotFoundError:
-        raise RequestError(f"'{after}' is no cursor; pass the last id of a page", param="after") from None
 
 
 def _read_form(form: FormData, tenant_id: int) -> tuple[UploadFile, NewFile]:

@@ -17,9 +17,10 @@ from pydantic import AnyHttpUrl, TypeAdapter, ValidationError
 
 from api.idempotency import mark_of
 from api.openai_shapes import BatchPublic
+from api.paging import cursor
 from api.shapes import ERRORS, JobPage, JobPublic, StoryPublic
 from api.state import InferDep, ReadDep, State, StateDep
-from tieryard.errors import NotFoundError, RequestError
+from tieryard.errors import RequestError
 from tieryard.ids import internal, public
 from tieryard.job import State as JobState
 from tieryard.queues import EXPAND, BrokerError, parcels_to_classify
@@ -109,7 +110,7 @@ def list_jobs(
         deployment=storable(deployment) if deployment else None,
         batch_id=internal("batch", batch) if batch else None,
     )
-    after_id = _cursor(after)
+    after_id = cursor("job", after)
     rows = reads.list_jobs(state.store, tenant_id=holder.tenant_id, wanted=wanted, after=after_id, limit=limit + 1)
     page = rows[:limit]
     more = len(rows) > limit
@@ -229,13 +230,6 @@ def _split_list(body: bytes) -> list[tuple[int, bytes]]:
         except orjson.JSONEncodeError:  # orjson reads deeper nesting than it writes
             raise RequestError("is nested too deeply", line=number) from None
     return lines
-
-
-def _cursor(after: str | None) -> int | None:
-    try:
-        return internal("job", after) if after else None
-    except NotFoundError:
-        raise RequestError(f"'{after}' is no cursor; pass the `next` of a page", param="after") from None
 
 
 def _text(body: bytes) -> str:

@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
-from pydantic_core import from_json
 
 from tieryard.ids import public
+from tieryard.requests import read_notes
 from tieryard.routing import JobFeatures, Snapshot, decide
 from tieryard.store.reads import JobRow, Story
 
@@ -108,7 +108,7 @@ class JobPublic(BaseModel):
     @classmethod
     def of(cls, row: JobRow) -> Self:
         job, result, timing = row.job, row.result, row.timing
-        custom_id, metadata = _notes(row.body)
+        custom_id, metadata = read_notes(row.body)
         return cls(
             id=public("job", job.id),
             state=job.state,
@@ -133,23 +133,6 @@ class JobPublic(BaseModel):
             deadline=job.deadline,
             finished_at=job.finished_at,
         )
-
-
-def _notes(line: str) -> tuple[str | None, dict[str, str] | None]:
-    """(custom_id, metadata) of a stored line, as far as they can be read: a line that was refused may be anything, and
-    one that was accepted under older rules is still its owner's to see."""
-    try:
-        found = from_json(line.removeprefix("\ufeff"))
-    except ValueError:
-        return None, None
-    if not isinstance(found, dict):
-        return None, None
-    custom_id = found.get("custom_id")
-    body = found.get("body") if "url" in found else found
-    metadata = body.get("metadata") if isinstance(body, dict) else None
-    if not (isinstance(metadata, dict) and all(isinstance(note, str) for note in metadata.values())):
-        metadata = None
-    return custom_id if isinstance(custom_id, str) else None, metadata
 
 
 class JobPage(BaseModel):

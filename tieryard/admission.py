@@ -17,6 +17,7 @@ from tieryard.routing.decide import Decision, Hurdle
 from tieryard.tokens import TokenCounter, load_counter
 
 DEFAULT_TIER = "batch"
+_FILE_TIER = "bulk"  # of a file's batch, where the catalog has it
 
 _ASKED_BY = {"json_schema": "response_format", "logprobs": "logprobs", "tools": "tools"}
 """The parameter that asks for a capability."""
@@ -43,6 +44,10 @@ class Admission:
     def tier_of(self, request: Request, default: str | None = None) -> str:
         """The request's tier, else the list's, else `batch`. Raises RequestError."""
         return self.check_tier(request.tier or default or DEFAULT_TIER)
+
+    def file_tier(self, wanted: str | None) -> str:
+        """The tier of a file's batch: the one its caller names, else `bulk`, else `batch`. Raises RequestError."""
+        return self.check_tier(wanted or (_FILE_TIER if _FILE_TIER in self.catalog.tiers else DEFAULT_TIER))
 
     def check_tier(self, tier: str) -> str:
         """The same tier, when the catalog has it. Raises RequestError."""

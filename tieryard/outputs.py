@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 import orjson
 from psycopg.rows import TupleRow
-from pydantic_core import from_json
 
 from tieryard.answers import Answer
 from tieryard.engines import Usage
 from tieryard.ids import public
-from tieryard.requests import CHAT
+from tieryard.requests import CHAT, read_notes
 from tieryard.store.connection import Store
 from tieryard.store.files import chunks
 from tieryard.store.schema import Batch
@@ -67,7 +66,7 @@ def _line(render: Callable[[TupleRow, Any], dict[str, Any]], row: TupleRow, endp
         return orjson.dumps(render(row, endpoint)) + b"\n"
     except (orjson.JSONEncodeError, orjson.JSONDecodeError):
         said = {"code": "unreadable_answer", "message": "the answer cannot be written as JSON"}
-        line = {"id": public("batch_req", row[0]), "custom_id": _custom_id(row[3]), "response": None, "error": said}
+        line = {"id": public("batch_req", row[0]), "custom_id": read_notes(row[3])[0], "response": None, "error": said}
         return orjson.dumps(line) + b"\n"
 
 
@@ -86,7 +85,7 @@ def _answered(row: TupleRow, endpoint: Any) -> dict[str, Any]:
         fingerprint=fingerprint,
     )
     response = {"status_code": 200, "request_id": public("job", job_id), "body": answer.body()}
-    return {"id": public("batch_req", job_id), "custom_id": _custom_id(body), "response": response, "error": None}
+    return {"id": public("batch_req", job_id), "custom_id": read_notes(body)[0], "response": response, "error": None}
 
 
 def _unanswered(row: TupleRow, endpoint: Any) -> dict[str, Any]:  # noqa: ARG001  # as `_answered`
@@ -104,14 +103,4 @@ def _unanswered(row: TupleRow, endpoint: Any) -> dict[str, Any]:  # noqa: ARG001
             "request_id": public("job", job_id),
             "body": {"error": {**said, "param": None, "code": kind}},
         }
-    return {"id": public("batch_req", job_id), "custom_id": _custom_id(body), "response": response, "error": error}
-
-
-def _custom_id(body: str) -> str | None:
-    """The caller's own name for the line, where it can be read."""
-    try:
-        found = from_json(body.removeprefix("\ufeff"))
-    except ValueError:
-        return None
-    name = found.get("custom_id") if isinstance(found, dict) else None
-    return name if isinstance(name, str) else None
+    return {"id": public("batch_req", job_id), "custom_id": read_notes(body)[0], "response": response, "error": error}

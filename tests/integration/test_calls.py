@@ -7,9 +7,7 @@ import base64
 import contextlib
 import socket
 import struct
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,32 +19,13 @@ import api.calling
 from api.refusals import Refusal
 from tests import factories as make
 from tests.conftest import eventually
-from tests.gateway import REPLICAS, Engines, Gateway, asked, catalog_of, engines, gateway
+from tests.gateway import REPLICAS, Gateway, asked
 from tieryard.errors import JobFailedError, LeaseLostError, StoreError
 from tieryard.metrics import Metrics
-from tieryard.settings import Settings
 from tieryard.store import Store, calls, rescue
 from tieryard.store.calls import Choice, FailedStart, NewCall
 from tieryard.store.jobs import Claimed
 from tieryard.testing.fault_plan import Fault
-
-
-@pytest.fixture
-def fakes(redis_url: str) -> Iterator[Engines]:
-    with engines(redis_url) as found:
-        yield found
-
-
-@pytest.fixture
-def quick(settings: Settings, fakes: Engines, tmp_path: Path) -> Settings:
-    hasty = {"keepalive_s": 0.1, "send_timeout_s": 0.5, "drain_s": 2.0}
-    return settings.model_copy(update={"catalog": catalog_of(fakes, tmp_path), **hasty})
-
-
-@pytest.fixture
-def gate(quick: Settings, fakes: Engines, store: Store, tenant: int) -> Iterator[Gateway]:
-    with gateway(quick, fakes, store) as found:
-        yield found
 
 
 def error_of(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

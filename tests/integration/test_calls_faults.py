@@ -16,7 +16,7 @@ import api.state
 import api.switchboard
 from tests import factories as make
 from tests.conftest import eventually
-from tests.gateway import REPLICAS, Engines, Gateway, catalog_of, engines, gateway
+from tests.gateway import REPLICAS, Engines, Gateway, catalog_of, gateway
 from tieryard.errors import StoreError
 from tieryard.job import State
 from tieryard.metrics import Metrics
@@ -27,12 +27,6 @@ from tieryard.store.calls import NewCall
 MANY = 30
 """More than an API process has threads for calls, or connections."""
 LOCK_TIMEOUT_S = 6.0
-
-
-@pytest.fixture
-def fakes(redis_url: str) -> Iterator[Engines]:
-    with engines(redis_url) as found:
-        yield found
 
 
 @pytest.fixture

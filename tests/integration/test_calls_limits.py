@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,31 +18,13 @@ from api import replies
 from api.slots import Slots
 from tests import factories as make
 from tests.conftest import eventually
-from tests.gateway import KEY, Engines, Gateway, asked, catalog_of, engines, gateway
+from tests.gateway import KEY, Engines, Gateway, asked, gateway
 from tieryard import rates
 from tieryard.engines import openai_http
 from tieryard.errors import EngineDownError
 from tieryard.settings import Settings
 from tieryard.store import Store
 from tieryard.testing.fault_plan import Fault
-
-
-@pytest.fixture
-def fakes(redis_url: str) -> Iterator[Engines]:
-    with engines(redis_url) as found:
-        yield found
-
-
-@pytest.fixture
-def quick(settings: Settings, fakes: Engines, tmp_path: Path) -> Settings:
-    hasty = {"keepalive_s": 0.1, "send_timeout_s": 0.5, "drain_s": 2.0}
-    return settings.model_copy(update={"catalog": catalog_of(fakes, tmp_path), **hasty})
-
-
-@pytest.fixture
-def gate(quick: Settings, fakes: Engines, store: Store, tenant: int) -> Iterator[Gateway]:
-    with gateway(quick, fakes, store) as found:
-        yield found
 
 
 @pytest.fixture

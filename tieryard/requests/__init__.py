@@ -48,6 +48,7 @@ __all__ = [
     "parse_duration",
     "parse_job",
     "parse_request",
+    "read_notes",
     "refusal",
 ]
 
@@ -110,6 +111,23 @@ def parse_request(raw: str) -> Request:
     if not isinstance(stored, dict) or "url" not in stored:
         return parse_job(raw)
     return _read_body(stored["url"], stored["body"], stored.get("custom_id"))
+
+
+def read_notes(line: str) -> tuple[str | None, dict[str, str] | None]:
+    """(custom_id, metadata) of a stored line, as far as they can be read: a line that was refused may be anything, and
+    one that was accepted under older rules is still its owner's to see."""
+    try:
+        found = from_json(line.removeprefix(_BOM))
+    except ValueError:
+        return None, None
+    if not isinstance(found, dict):
+        return None, None
+    custom_id = found.get("custom_id")
+    body = found.get("body") if "url" in found else found
+    metadata = body.get("metadata") if isinstance(body, dict) else None
+    if not (isinstance(metadata, dict) and all(isinstance(note, str) for note in metadata.values())):
+        metadata = None
+    return custom_id if isinstance(custom_id, str) else None, metadata
 
 
 def _read_body(endpoint: Endpoint, body: dict[str, Any], custom_id: str | None) -> Request:

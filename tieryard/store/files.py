@@ -179,6 +179,15 @@ def list_files(
     return found
 
 
+def fault_of(file: File) -> dict[str, Any] | None:
+    """Why no batch can be made of it, as OpenAI's `errors` say it; None where any line is a JSON object."""
+    if file.requests == 0:
+        return {"code": "empty_file", "message": "the file has no requests", "line": None, "param": None}
+    if file.first_fault is not None:
+        return {"code": "invalid_file", "message": f"no line is a JSON object; {file.first_fault}", "line": 1}
+    return None
+
+
 def delete_file(store: Store, file_id: int, *, tenant_id: int) -> None:
     """Takes a file out of its owner's sight. Lines that no batch was made from are gone at once; those of a batch
     stay with its jobs. Raises NotFoundError, and ConflictError while a batch works on it."""

@@ -1,0 +1,30 @@
+"""A gateway: the API under a real server, with fake engines behind it, for the tests of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gateway import Engines, Gateway, catalog_of, engines, gateway
+from tieryard.settings import Settings
+from tieryard.store import Store
+
+
+@pytest.fixture
+def fakes(redis_url: str) -> Iterator[Engines]:
+    with engines(redis_url) as found:
+        yield found
+
+
+@pytest.fixture
+def quick(settings: Settings, fakes: Engines, tmp_path: Path) -> Settings:
+    hasty = {"keepalive_s": 0.1, "send_timeout_s": 0.5, "drain_s": 2.0}
+    return settings.model_copy(update={"catalog": catalog_of(fakes, tmp_path), **hasty})
+
+
+@pytest.fixture
+def gate(quick: Settings, fakes: Engines, store: Store, tenant: int) -> Iterator[Gateway]:
+    with gateway(quick, fakes, store) as found:
+        yield found
