@@ -78,6 +78,10 @@ class Ask:
     def waited_ms(self) -> float:
         return (time.monotonic() - self.accepted) * 1000
 
+    @property
+    def prefix_key(self) -> int:
+        return self.request.prefix_key(self.tenant_id)
+
 
 class Call:
     """Runs in a task of its own, which `stop` ends. `note` puts headers on the answer, whatever it will be."""
@@ -162,7 +166,7 @@ class Call:
         slot = self._slot
         assert slot is not None
         self._server = slot.server
-        stream = slot.engine.stream(self._ask.request.body)
+        stream = slot.engine.stream(self._ask.request.salted(self._ask.tenant_id))
         self._recording = recording = Recording()
         try:
             async with asyncio.timeout(None) as limit:
@@ -218,7 +222,7 @@ class Call:
         if not slots.has_room(choice.deployment):  # it was chosen as if nobody else were calling
             choice = self._best()
         self._on = choice.deployment
-        self._slot = await slots.take(choice.deployment, ask.tier, within_s=ask.patience_s)
+        self._slot = await slots.take(choice.deployment, ask.tier, within_s=ask.patience_s, key=ask.prefix_key)
         job = public("job", ask.job_id)
         self._note(
             {
@@ -242,7 +246,10 @@ class Call:
         )
         # Known before it is saved: should the store's answer be lost, this start is ended like any other.
         category = choice.features.text.category
-        self._job = Claimed(new.id, FIRST_FENCE, None, new.tier, category, 0, 0, new.waited_ms, self._created, new.body)
+        self._job = Claimed(
+            new.id, FIRST_FENCE, None, new.tier, category, 0, 0, new.waited_ms, self._created, new.body,
+            new.tenant_id, choice.deployment,
+        )  # fmt: skip
         self._board.running[new.id] = self
         try:
             self._saved(choice, await _uninterrupted(self._board.work(calls.start, self._board.store, new)))
@@ -259,13 +266,16 @@ class Call:
         try:
             choice = self._best()
             board.log.warning(Event.CALL_REROUTED, job=job.id, deployment=self._on, error=error.kind)
-            self._slot = await board.slots.take(choice.deployment, ask.tier, within_s=ask.patience_s, tried=tried)
+            self._slot = await board.slots.take(
+                choice.deployment, ask.tier, within_s=ask.patience_s, tried=tried, key=ask.prefix_key
+            )
         except (UnavailableError, EngineBusyError):
             raise error from None
         self._note({"x-selected-model": choice.deployment})  # too late for a stream, whose headers are out
         failed = FailedStart(job, self._on, self._recording.latency_ms or 0.0, error.message[:500])
         unmoved = self._final(State.FAILED, "store_away", "the store was away")
-        self._job, self._on = replace(job, fence=job.fence + 1, waited_ms=ask.waited_ms), choice.deployment
+        self._on = choice.deployment
+        self._job = replace(job, fence=job.fence + 1, waited_ms=ask.waited_ms, deployment=self._on)
         worker_id = board.lease.worker_id
         try:
             moving = board.work(calls.restart, board.store, failed, choice, worker_id=worker_id)
@@ -325,8 +335,7 @@ class Call:
     def _final(self, state: State, kind: str | None, message: str | None) -> Ending:
         assert self._job is not None
         self._estimate()
-        endings = self._board.endings[self._on]
-        return endings.final(self._job, state, self._recording, error_kind=kind, error=message)
+        return self._board.endings.final(self._job, state, self._recording, error_kind=kind, error=message)
 
     def _estimate(self) -> None:
         """An engine that says only in the end what it used says nothing to one who leaves before: its prompt was read

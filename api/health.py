@@ -48,8 +48,8 @@ def readyz(state: StateDep, response: Response) -> Readiness:
         for name in state.catalog.deployments:
             # Also as calls see it, whose view is a moment older: who was told "ready" must not be refused.
             seen = state.calls.snapshots.live.replicas.get(name)
-            serving = gauges.get(name, {}).get("capacity", 0) > 0 and bool(seen)
-            checks[f"deployment {name}"] = "ok" if serving else "no replica is serving"
+            serving = name in gauges and gauges[name].capacity > 0 and bool(seen)
+            checks[f"deployment {name}"] = "ok" if serving else "no replica is serving; see tieryard deployments"
     except redis.RedisError:
         checks["redis"] = "does not answer"
     ready = all(value == "ok" for value in checks.values())

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tieryard.affinity import home
 from tieryard.catalog import REALTIME, Catalog
 from tieryard.engines import Engine
 from tieryard.engines.opening import open_replica
@@ -39,10 +40,11 @@ def server_of(deployment: str, replica: Replica) -> str:
 
 @dataclass(slots=True)
 class _Waiting:
-    """`rank` is its tier's: lower goes first, and among equals whoever came first."""
+    """`rank` is its tier's: lower goes first, and among equals whoever came first. `key` is its prefix key."""
 
     rank: int
     tried: frozenset[str]
+    key: int
     granted: asyncio.Future[Replica] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -68,7 +70,7 @@ class Slots:
 
     def has_room(self, deployment: str) -> bool:
         """Whether `take` would give a slot at once."""
-        return self._roomiest(deployment, frozenset()) is not None
+        return self._place(deployment, frozenset()) is not None
 
     def full(self) -> dict[str, str]:
         """Servers where nothing is free, with that as the reason to pass them over."""
@@ -79,9 +81,12 @@ class Slots:
                 (free if self._open(deployment, replica) else found).add(server_of(deployment, replica))
         return dict.fromkeys(found - free, "every slot of it is taken")
 
-    async def take(self, deployment: str, tier: str, *, within_s: float, tried: frozenset[str] = frozenset()) -> Slot:
-        """A slot at the replica with the most room, on a server not among the `tried`. Raises EngineBusyError."""
-        waiting = _Waiting(self._ranks[tier], tried)
+    async def take(
+        self, deployment: str, tier: str, *, within_s: float, tried: frozenset[str] = frozenset(), key: int = 0
+    ) -> Slot:
+        """A slot on a server not among the `tried`: of those that have one free, the home of the prefix `key`, or the
+        one with the most room where there is no key. Raises EngineBusyError."""
+        waiting = _Waiting(self._ranks[tier], tried, key)
         insort(self._waiting[deployment], waiting, key=lambda other: other.rank)
         self._grant(deployment)  # there may be room: those before it may be unable to use it
         try:
@@ -126,17 +131,18 @@ class Slots:
             await _close(engine)
         self._engines.clear()
 
-    def _roomiest(self, deployment: str, tried: frozenset[str]) -> Replica | None:
-        def held(replica: Replica) -> int:
-            return self._held[deployment, replica.worker_id]
+    def _place(self, deployment: str, tried: frozenset[str], key: int = 0) -> Replica | None:
+        """Where to call now; None where nothing is free."""
 
-        def room(replica: Replica) -> int:
+        def load(replica: Replica) -> int:
             ours = replica.calls.get(self._lease.worker_id, 0)  # as it was when published
-            return replica.capacity - (replica.in_flight - ours) - held(replica)
+            return replica.in_flight - ours + self._held[deployment, replica.worker_id]
 
         replicas = self._snapshots.live.replicas.get(deployment, ())
         open_ = [r for r in replicas if self._open(deployment, r) and server_of(deployment, r) not in tried]
-        return max(open_, key=room, default=None)
+        if key and open_:
+            return home(key, open_, load)
+        return max(open_, key=lambda r: r.capacity - load(r), default=None)
 
     def _open(self, deployment: str, replica: Replica) -> bool:
         return self._held[deployment, replica.worker_id] < replica.capacity
@@ -148,7 +154,7 @@ class Slots:
     def _slot(self, deployment: str, replica: Replica) -> Slot:
         key = (deployment, replica.url)
         if key not in self._engines:
-            self._engines[key] = open_replica(self._catalog.deployments[deployment], replica.url, key=self._key)
+            self._engines[key] = open_replica(self._catalog, deployment, replica.url, key=self._key)
         return Slot(deployment, replica, self._engines[key])
 
     def _let_go(self, deployment: str, replica: Replica) -> None:
@@ -162,7 +168,7 @@ class Slots:
         for waiting in list(self._waiting[deployment]):
             if waiting.granted.done():
                 continue  # it is about to leave
-            if (replica := self._roomiest(deployment, waiting.tried)) is not None:
+            if (replica := self._place(deployment, waiting.tried, waiting.key)) is not None:
                 self._waiting[deployment].remove(waiting)
                 self._hold(deployment, replica)
                 waiting.granted.set_result(replica)

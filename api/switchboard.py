@@ -89,7 +89,7 @@ class Switchboard:
         self._call_threads = ThreadPoolExecutor(_CALL_THREADS, "calls")
         self._pump_threads = ThreadPoolExecutor(_PUMP_THREADS, "pumps")
         self.finals = Finals(lambda ids: self._pumped(calls.finals, self._aside, ids))
-        self.endings = {name: Endings(self.lease, catalog, name, self.log) for name in catalog.deployments}
+        self.endings = Endings(self.lease, catalog, self.log)
         self.running: dict[int, Running] = {}
         """Calls by their job, while they have one that has not ended."""
         self._metrics = metrics
@@ -234,11 +234,10 @@ class Switchboard:
                 self.log.warning(Event.STORE_AWAY, error=str(error)[:200])
                 continue
             held = self.running.keys() | self._writer.pending
-            strays = {(job.id, job.fence): (job, on) for job, on in found if job.id not in held}
-            for job, deployment in (strays[key] for key in strays.keys() & before):
-                message = "the store was away"
-                endings = self.endings[deployment]
-                self.end(job, endings.final(job, State.FAILED, Recording(), error_kind="store_away", error=message))
+            strays = {(job.id, job.fence): job for job in found if job.id not in held}
+            for job in (strays[key] for key in strays.keys() & before):
+                away = "the store was away"
+                self.end(job, self.endings.final(job, State.FAILED, Recording(), error_kind="store_away", error=away))
             before = set(strays)
 
     def _publish(self, gauges: list[tuple[str, int, Gauge]], seen: dict[str, Tallies]) -> None:

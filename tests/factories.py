@@ -115,7 +115,7 @@ def worker(store: Store, *, lease_s: float = 60, kind: str = "infer") -> int:
 
 def claim(store: Store, ids: list[int], worker_id: int, deployment: str = "one") -> list[Claimed]:
     with store.transaction() as connection:
-        return jobs.claim(connection, ids, worker_id=worker_id, deployment=deployment)
+        return jobs.claim(connection, ids, worker_id=worker_id, deployments=[deployment])
 
 
 def running(store: Store, tenant: int, n: int = 1, *, worker_id: int | None = None, **fields: Any) -> list[Claimed]:

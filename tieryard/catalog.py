@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError
 
@@ -63,6 +64,10 @@ class Price(_Strict):
     output_usd_per_1m: Usd
 
 
+Check = Literal["stops", "structured_output", "chat_template", "tokenizer"]
+"""What a vLLM server is asked at its start, before it is given work."""
+
+
 class AttachedEngine(_Strict):
     """An OpenAI-compatible server that somebody else runs."""
 
@@ -72,6 +77,7 @@ class AttachedEngine(_Strict):
         default="vllm", description="Which server it is: decides how usage is asked for while streaming."
     )
     served_model: str | None = Field(default=None, description="`model` to send. Default: the deployment's model.")
+    unchecked: frozenset[Check] = Field(default=frozenset(), description="Start-up checks of a vLLM to leave out.")
 
 
 class LlamaCppEngine(_Strict):
@@ -83,6 +89,89 @@ class LlamaCppEngine(_Strict):
     threads: int | None = Field(default=None, ge=1)
 
 
+FLEET_FLAGS: dict[str, str] = {
+    **dict.fromkeys(("host", "port", "uds"), "the infer process chooses where the server listens"),
+    **dict.fromkeys(("model", "model_tag"), "the engine's `weights` name what is loaded"),
+    "served_model_name": "it is the deployment's `model`",
+    **dict.fromkeys(("revision", "tokenizer_revision"), "it is the deployment's `revision`"),
+    **dict.fromkeys(("enable_lora", "lora_modules"), "an adapter is a deployment of its own, with `kind: lora`"),
+    "config": "a file could set any flag unseen; write them here",
+    "api_key": "the server listens on 127.0.0.1 and only the fleet asks it",
+    **dict.fromkeys(("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "root_path"), "the fleet speaks plain HTTP to it"),
+    "disable_log_stats": "the infer process reads the server's figures",
+    "enable_prompt_tokens_details": "the fleet always sets it, to know what came from the prefix cache",
+    **dict.fromkeys(
+        ("enable_log_requests", "enable_log_outputs", "log_error_stack", "log_config_file"), "logs never hold a prompt"
+    ),
+    "hf_token": "keys do not belong into a catalog; set HF_TOKEN in the infer process's environment",
+    **dict.fromkeys(("headless", "grpc", "help"), "the infer process needs the HTTP server"),
+}
+"""vLLM's flags that a catalog may not set, each with why."""
+
+
+def _flag_name(name: str) -> str:
+    if (why := FLEET_FLAGS.get(name)) is not None:
+        raise ValueError(f"is not for the catalog to set: {why}")
+    if name.startswith("no_"):
+        raise ValueError(f"is written as `{name[3:]}: false`")
+    return name
+
+
+def _flag_value(value: object) -> object:
+    """Plain Python of what the YAML reader gives, whose numbers remember how they were written."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return int(value) if isinstance(value, int) else float(value)
+    if isinstance(value, list):
+        return [_flag_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _flag_value(item) for key, item in value.items()}
+    raise ValueError("expected true, false, a number, text, a list or a mapping")
+
+
+def _env_value(value: object) -> object:
+    """Numbers are written without quotes; the environment holds text."""
+    return f"{value}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+FlagName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_flag_name)]
+FlagValue = Annotated[Any, AfterValidator(_flag_value)]
+
+
+class VllmEngine(_Strict):
+    """`vllm serve`, started by the inference worker from an environment of its own."""
+
+    kind: Literal["vllm_server"]
+    weights: str | None = Field(
+        default=None, min_length=1, description="A directory, or a name on the hub. Default: the deployment's model."
+    )
+    python: str | None = Field(
+        default=None, min_length=1, description="Interpreter of the environment that vLLM is installed in."
+    )
+    flags: dict[FlagName, FlagValue] = Field(default={}, description="vLLM's own, with underscores.")
+    env: dict[Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")], Annotated[str, BeforeValidator(_env_value)]] = (
+        Field(default={}, description="Environment variables for vLLM.")
+    )
+    start_within: Duration = Field(default=timedelta(minutes=15), description="A start that takes longer has failed.")
+    unchecked: frozenset[Check] = Field(default=frozenset(), description="Start-up checks to leave out.")
+
+    @model_validator(mode="after")
+    def _length_is_a_number(self) -> Self:
+        length = self.flags.get("max_model_len")
+        if length is not None and (type(length) is not int or length <= 0):
+            raise ValueError("flags.max_model_len must be a whole number of tokens")
+        return self
+
+
+class LoraEngine(_Strict):
+    """A LoRA adapter, served by another deployment's vLLM under this deployment's name."""
+
+    kind: Literal["lora"]
+    host: str = Field(description="The deployment whose engine and infer process serve it.")
+    weights: str = Field(min_length=1, description="The adapter's directory, or its name on the hub.")
+
+
 class InstantEngine(_Strict):
     """Answers at once, inside the worker: for measuring everything else."""
 
@@ -90,7 +179,9 @@ class InstantEngine(_Strict):
     delay_ms: float = Field(default=0, ge=0)
 
 
-EngineSpec = Annotated[AttachedEngine | LlamaCppEngine | InstantEngine, Field(discriminator="kind")]
+EngineSpec = Annotated[
+    AttachedEngine | LlamaCppEngine | VllmEngine | LoraEngine | InstantEngine, Field(discriminator="kind")
+]
 
 
 class Deployment(_Strict):
@@ -127,6 +218,22 @@ class Deployment(_Strict):
             raise ValueError("realtime_reserve must be below max_in_flight")
         return self
 
+    @model_validator(mode="after")
+    def _vllm_holds_the_context(self) -> Self:
+        if isinstance(self.engine, VllmEngine):
+            length = self.engine.flags.get("max_model_len", self.context_limit)
+            if length < self.context_limit:
+                raise ValueError(
+                    f"the engine's flags.max_model_len ({length}) must be at least context_limit ({self.context_limit})"
+                )
+        return self
+
+
+def served_model(deployment: Deployment) -> str:
+    """The name that its server knows the deployment's own model by."""
+    engine = deployment.engine
+    return (engine.served_model if isinstance(engine, AttachedEngine) else None) or deployment.model
+
 
 class Catalog(_Strict):
     """The whole file."""
@@ -135,6 +242,51 @@ class Catalog(_Strict):
     tiers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")], Tier] = Field(min_length=1)
     categories: list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,30}$")]] = Field(min_length=1)
     deployments: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9._-]{0,62}$")], Deployment] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _adapters_fit_their_hosts(self) -> Self:
+        for name, deployment in self.deployments.items():
+            if isinstance(deployment.engine, LoraEngine):
+                field, fault = self._misfit(name, deployment, deployment.engine.host)
+                if fault:
+                    at = ("deployments", name, *field.split("."))
+                    raise PydanticCustomError("misfit", "{fault}", {"fault": fault, "at": at})
+        return self
+
+    def _misfit(self, name: str, adapter: Deployment, host_name: str) -> tuple[str, str]:
+        """The field that keeps a LoRA adapter from being served by its host, and why; twice nothing when it fits."""
+        host = self.deployments.get(host_name)
+        if host is None:
+            return "engine.host", f"'{host_name}' is not a deployment of this catalog"
+        attached = isinstance(host.engine, AttachedEngine) and host.engine.server == "vllm"
+        if not attached and not isinstance(host.engine, VllmEngine):
+            return "engine.host", f"'{host_name}' must be a vLLM: `vllm_server`, or `openai_http` with `server: vllm`"
+        if adapter.context_limit > host.context_limit:
+            return "context_limit", f"{adapter.context_limit} is above its host's {host.context_limit}"
+        if adapter.max_in_flight != host.max_in_flight:
+            both = f"{adapter.max_in_flight} differs from its host's {host.max_in_flight}"
+            return "max_in_flight", f"{both}, and they share one engine"
+        if adapter.realtime_reserve not in (0, host.realtime_reserve):
+            return "realtime_reserve", "is its host's to keep: leave it out"
+        if adapter.serves != host.serves:
+            return "serves", f"'{adapter.serves}' differs from its host's '{host.serves}'"
+        if name == served_model(host):
+            return "engine.host", f"'{host_name}' serves its own model as '{name}': name this deployment otherwise"
+        return "", ""
+
+    @property
+    def hosts(self) -> list[str]:
+        """The deployments that have infer processes of their own: all but LoRA adapters."""
+        return [name for name, d in self.deployments.items() if not isinstance(d.engine, LoraEngine)]
+
+    def host_of(self, name: str) -> str:
+        """The deployment whose infer process serves this one: itself, or a LoRA adapter's host."""
+        engine = self.deployments[name].engine
+        return engine.host if isinstance(engine, LoraEngine) else name
+
+    def adapters_of(self, host: str) -> list[str]:
+        """The LoRA adapters that this deployment's engine serves beside its own model."""
+        return [name for name in self.deployments if name != host and self.host_of(name) == host]
 
     def hash(self) -> str:
         """Names this exact content: the same catalog always gives the same 12 hex digits."""
@@ -167,7 +319,10 @@ def parse_catalog(text: str, *, name: str = "tieryard.yaml") -> Catalog:
     try:
         return Catalog.model_validate(tree)
     except ValidationError as error:
-        faults = [_fault(tree, e["loc"], e["msg"], e["type"]) for e in error.errors(include_url=False)]
+        faults = [
+            _fault(tree, e["loc"] or e.get("ctx", {}).get("at", ()), e["msg"], e["type"])
+            for e in error.errors(include_url=False)
+        ]
     rows = [f"{name}:{line}: {field}: {message}" for line, field, message in sorted(faults)]
     line, field, _ = min(faults)
     raise CatalogError("\n".join(rows), param=field, line=line)
@@ -195,7 +350,7 @@ def _fault(tree: Any, loc: tuple[int | str, ...], message: str, kind: str) -> tu
     return line, ".".join(field) or "(file)", message
 
 
-_UNION_MEMBERS = ("openai_http", "llama_cpp", "instant")
+_UNION_MEMBERS = ("openai_http", "llama_cpp", "vllm_server", "lora", "instant")
 
 
 def _holds(node: Any, part: int | str) -> bool:

@@ -38,13 +38,12 @@ def said(kind: str, message: str, deployment: str) -> str:
 
 
 class Endings:
-    """Makes the endings of one process's starts on one deployment."""
+    """Makes the endings of one process's starts."""
 
-    def __init__(self, lease: Lease, catalog: Catalog, deployment: str, log: FilteringBoundLogger) -> None:
+    def __init__(self, lease: Lease, catalog: Catalog, log: FilteringBoundLogger) -> None:
         self._lease = lease
-        self._catalog = catalog.hash()
-        self._name = deployment
-        self._spec = catalog.deployments[deployment]
+        self._catalog = catalog
+        self._hash = catalog.hash()
         self._log = log
 
     def failed(self, job: Claimed, recording: Recording, error: EngineError) -> Ending:
@@ -72,21 +71,20 @@ class Endings:
         recording.stop()
         if error_kind is not None and error is not None:
             if error_kind in _SAID and error_kind != "engine_busy":  # that one says no more than its kind
-                found = {"job": job.id, "deployment": self._name, "kind": error_kind}
+                found = {"job": job.id, "deployment": job.deployment, "kind": error_kind}
                 self._log.error(Event.ENGINE_DOWN, **found, error=error[:300])
-            error = said(error_kind, error, self._name)
+            error = said(error_kind, error, job.deployment)
         done, usage = recording.done, recording.usage
         used = usage.prompt_tokens + usage.completion_tokens
-        cost = token_cost(
-            self._spec.price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
-        )
+        spec = self._catalog.deployments[job.deployment]
+        cost = token_cost(spec.price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
         return Ending(
             job_id=job.id,
             fence=job.fence,
             state=state,
             worker_id=self._lease.worker_id,
-            deployment=self._name,
-            catalog=self._catalog,
+            deployment=job.deployment,
+            catalog=self._hash,
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
             ttft_ms=recording.ttft_ms,
@@ -101,7 +99,7 @@ class Endings:
             error=storable(error) if error else None,
             fingerprint=done.fingerprint if done else None,
             extra=_storable_extra(recording.extra),
-            revision=self._spec.pinned,
+            revision=spec.pinned,
         )
 
     def hand_back(self, job: Claimed, why: HandBack, error: EngineError, *, wait_s: float) -> Ending:
@@ -112,8 +110,8 @@ class Endings:
             fence=job.fence,
             state=State.QUEUED,
             worker_id=self._lease.worker_id,
-            deployment=self._name,
-            catalog=self._catalog,
+            deployment=job.deployment,
+            catalog=self._hash,
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
             error=storable(error.message[:500]),

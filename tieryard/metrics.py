@@ -12,13 +12,15 @@ import dataclasses
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import orjson
 import redis
 
 from tieryard.catalog import Catalog
-from tieryard.routing import Profile
+from tieryard.engines.load import Load, load_from
+from tieryard.routing import Measured, Profile
 
 _FRESH_S = 5.0
 _HALF_LIFE = 50  # samples after which an old average weighs half
@@ -38,33 +40,60 @@ redis.call('HSET', key, 'timestamp', ARGV[3])
 """
 
 
+class EngineState(StrEnum):
+    """Whether an engine may be given work. `unfit` answers, and failed its start-up checks."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DOWN = "down"
+    UNFIT = "unfit"
+
+
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """One replica's load. `backlog` counts jobs in its inbox or claimed and not started. `url` is where its engine
-    answers; an engine inside the worker has none."""
+    """One replica's load. `capacity` is how many requests it takes at once now. `backlog` counts jobs in its inbox or
+    claimed and not started. `url` is where its engine answers; an engine inside the worker has none.
+
+    `why` says what is wrong with an engine that does not serve, to operators alone: it holds the server's own words.
+    `ttft_ms` (p95) and `load` are what the server says of itself.
+    """
 
     capacity: int
     in_flight: int
     backlog: int
     url: str = ""
+    state: EngineState = EngineState.SERVING
+    why: str = ""
+    ttft_ms: float | None = None
+    load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One that serves now. `in_flight` is of all processes; `calls` is the part of API processes, by worker id."""
+    """A worker's engine, as its gauge says. `in_flight` is of all processes; `calls` is the part of API processes, by
+    worker id."""
 
     worker_id: int
     url: str
     capacity: int
     in_flight: int
     calls: dict[int, int]
+    backlog: int = 0
+    state: EngineState = EngineState.SERVING
+    why: str = ""
+    ttft_ms: float | None = None
+    load: Load | None = None
+
+    @property
+    def serves(self) -> bool:
+        return self.capacity > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """All that was measured: gauges summed by deployment, profiles by deployment and category, replicas."""
+    """All that was measured: gauges by deployment, profiles by deployment and category, replicas that serve."""
 
-    gauges: dict[str, dict[str, int]]
+    gauges: dict[str, Measured]
     profiles: dict[str, dict[str, Profile]]
     replicas: dict[str, list[Replica]]
 
@@ -116,6 +145,10 @@ class Metrics:
             if callers and (gauge.get("url") == url if url else callers[1] == worker_id)
         )
 
+    def replicas(self, deployment: str) -> list[Replica]:
+        """Those heard of in the last seconds, also such as do not serve."""
+        return _replicas(_fresh(self._redis.hgetall(f"gauges:{deployment}")))
+
     def _put(self, deployment: str, name: str, gauge: Gauge) -> None:
         body = {**dataclasses.asdict(gauge), "at": time.time()}
         self._redis.hset(f"gauges:{deployment}", name, orjson.dumps(body))
@@ -146,8 +179,8 @@ class Metrics:
         for (name, category), raw in zip(pairs, answers[len(names) :], strict=True):
             if raw:
                 profiles[name][category] = _profile(raw)
-        gauges = {name: _sums(found) for name, found in fresh.items()}
-        return Live(gauges, profiles, {name: _replicas(found) for name, found in fresh.items()})
+        gauges = {name: _measured(found) for name, found in fresh.items()}
+        return Live(gauges, profiles, {n: [r for r in _replicas(found) if r.serves] for n, found in fresh.items()})
 
 
 _Gauges = dict[str, dict[str, Any]]
@@ -160,19 +193,38 @@ def _fresh(raw: dict[Any, Any]) -> _Gauges:
     return {name: gauge for name, gauge in found.items() if time.time() - gauge["at"] < _FRESH_S}
 
 
-def _sums(fresh: _Gauges) -> dict[str, int]:
-    return {name: sum(g[name] for g in fresh.values()) for name in ("capacity", "in_flight", "backlog")}
+def _measured(fresh: _Gauges) -> Measured:
+    """Of all its replicas: counts are summed, the KV cache is that of the emptiest."""
+    loads = [g["load"] for g in fresh.values() if g.get("load")]
+    return Measured(
+        capacity=sum(g["capacity"] for g in fresh.values()),
+        in_flight=sum(g["in_flight"] for g in fresh.values()),
+        backlog=sum(g["backlog"] for g in fresh.values()),
+        waiting=sum(load["waiting"] for load in loads),
+        kv_usage=min((load["kv_usage"] for load in loads), default=None),
+    )
 
 
 def _replicas(fresh: _Gauges) -> list[Replica]:
-    """Those that serve, by worker id."""
+    """By worker id."""
     calls: dict[int, dict[int, int]] = defaultdict(dict)
     for name, gauge in fresh.items():
         if callers := _callers(name):
             calls[callers[1]][callers[0]] = gauge["in_flight"]
-    workers = {int(name): gauge for name, gauge in fresh.items() if name.isdecimal() and gauge["capacity"] > 0}
+    workers = {int(name): gauge for name, gauge in fresh.items() if name.isdecimal()}
     return [
-        Replica(n, g.get("url", ""), g["capacity"], g["in_flight"] + sum(calls[n].values()), calls[n])
+        Replica(
+            worker_id=n,
+            url=g.get("url", ""),
+            capacity=g["capacity"],
+            in_flight=g["in_flight"] + sum(calls[n].values()),
+            calls=calls[n],
+            backlog=g["backlog"],
+            state=EngineState(g.get("state", EngineState.SERVING)),
+            why=g.get("why", ""),
+            ttft_ms=g.get("ttft_ms"),
+            load=load_from(g["load"]) if g.get("load") else None,
+        )
         for n, g in sorted(workers.items())
     ]
 

@@ -1,6 +1,8 @@
 """The queues, declared with kombu, and the messages on them: Redis moves, it does not remember.
 
 Every message is a parcel: runs of job ids with their tier and due time. Losing one loses a nudge, not a job.
+A model queue is shared by a deployment's replicas; each has one of its own beside it, for jobs whose prefix it is
+home to.
 Celery's stock workers consume them; nothing here is acknowledged late, stored as a result, or given an ETA.
 """
 
@@ -20,7 +22,7 @@ from redis.exceptions import RedisError
 
 from tieryard.catalog import REALTIME
 from tieryard.errors import TieryardError
-from tieryard.ids import Run, cut, to_runs
+from tieryard.ids import KeyedRun, Run, cut, cut_by_key, to_runs
 
 EXPAND = "expand"
 """Nudges for the expander: a batch waits. No ids are needed, it looks."""
@@ -44,6 +46,11 @@ def model_queue(deployment: str) -> str:
     return f"model.{deployment}"
 
 
+def replica_queue(deployment: str, worker_id: int) -> str:
+    """Of one replica. No deployment's name has an `@`, so this is no other's model queue."""
+    return f"{model_queue(deployment)}@{worker_id}"
+
+
 def parcel_size(tier: str) -> int:
     """Jobs a message: one where waiting for others would cost more than it saves."""
     return 1 if tier == REALTIME else 64
@@ -57,7 +64,7 @@ class Parcel:
     task: str
     tier: str
     due: float
-    runs: list[Run]
+    runs: list[Run] | list[KeyedRun]
 
     def arguments(self) -> list[Any]:
         return [self.tier, self.due, self.runs]
@@ -67,8 +74,12 @@ def parcels_to_classify(tier: str, due: float, ids: Iterable[int]) -> list[Parce
     return [Parcel(tier_queue(tier), "classify", tier, due, p) for p in cut(to_runs(ids), parcel_size(tier))]
 
 
-def parcels_to_infer(deployment: str, tier: str, due: float, ids: Iterable[int]) -> list[Parcel]:
-    return [Parcel(model_queue(deployment), "infer", tier, due, p) for p in cut(to_runs(ids), parcel_size(tier))]
+def parcels_to_infer(
+    deployment: str, tier: str, due: float, keyed: Iterable[tuple[int, int]], *, home: int | None = None
+) -> list[Parcel]:
+    """Parcels of these (id, prefix key): to their `home` (a replica's worker id), or whichever is free."""
+    queue = model_queue(deployment) if home is None else replica_queue(deployment, home)
+    return [Parcel(queue, "infer", tier, due, p) for p in cut_by_key(keyed, parcel_size(tier))]
 
 
 def declare(name: str) -> Queue:

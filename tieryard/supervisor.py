@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import json
 import os
 import secrets
 import socket
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import httpx
 
-from tieryard.catalog import Catalog, load_catalog
+from tieryard.catalog import Catalog, VllmEngine, load_catalog
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
 from tieryard.errors import TieryardError, UserError
 from tieryard.settings import load_settings
@@ -28,8 +29,11 @@ from tieryard.store.migrate import migrate
 from tieryard.tokens import load_counter
 
 _LOCAL_CATALOG = Path(__file__).with_name("local.yaml")
+RUNNING = "fleet.json"
+"""In the data directory while the fleet runs: where its parts are, for other commands on this machine."""
+
 _API = "api"
-_READY_WITHIN_S = 120.0
+_READY_WITHIN_S = 120.0  # beyond what an engine is allowed for its start
 _SETTLE_S = 12.0  # beyond a drain, to write endings and let go
 _STEADY_S = 10.0  # a process that ran this long is started again at once
 
@@ -59,6 +63,7 @@ class Fleet:
         self._given_catalog = catalog
         self._stack = contextlib.ExitStack()
         self.children: dict[str, Child] = {}
+        self._ready_within_s = _READY_WITHIN_S
         self.stop_within_s = 0.0
         """So long may the API take to stop, and then all other processes."""
         self.stopping = threading.Event()
@@ -103,6 +108,10 @@ class Fleet:
             webhook_secret=environment["TIERYARD_WEBHOOK_SECRET"],
         )
         self.stop_within_s = settings.drain_s + _SETTLE_S
+        engines = [d.engine for d in catalog.deployments.values()]
+        starts = [e.start_within.total_seconds() for e in engines if isinstance(e, VllmEngine)]
+        self._ready_within_s += max(starts, default=0.0)
+        self._note_running(catalog_path)
         self._stack.callback(self._stop_children)
         for name, command in self._commands(catalog).items():
             self.children[name] = Child(name, command)
@@ -110,7 +119,7 @@ class Fleet:
 
     def wait_until_ready(self) -> None:
         """Returns when `/readyz` holds. Raises TieryardError that says which check does not."""
-        deadline = time.monotonic() + _READY_WITHIN_S
+        deadline = time.monotonic() + self._ready_within_s
         last = "the API does not answer"
         while time.monotonic() < deadline and not self.stopping.wait(0.1):
             self.tend()
@@ -123,7 +132,7 @@ class Fleet:
             checks = answer.json().get("checks", {})
             last = "; ".join(f"{name}: {value}" for name, value in checks.items() if value != "ok")
         if not self.stopping.is_set():
-            raise TieryardError(f"not ready in {_READY_WITHIN_S:g} s ({last}); see {self.data_dir / 'logs'}")
+            raise TieryardError(f"not ready in {self._ready_within_s:g} s ({last}); see {self.data_dir / 'logs'}")
 
     def run(self) -> None:
         """Tends the processes until `stopping` is set."""
@@ -153,10 +162,17 @@ class Fleet:
         self.stopping.set()
         self._stack.close()
 
+    def _note_running(self, catalog: Path) -> None:
+        parts = {"database_url": self.database_url, "redis_url": self.redis_url, "catalog": str(catalog)}
+        note = self.data_dir / RUNNING
+        note.touch(mode=0o600)
+        note.write_text(json.dumps(parts) + "\n", encoding="utf-8")
+        self._stack.callback(note.unlink, missing_ok=True)
+
     def _commands(self, catalog: Catalog) -> dict[str, list[str]]:
         python = sys.executable
         workers = {kind: [python, "-m", "workers", kind] for kind in ("expand", "classify", "callback", "beat")}
-        infer = {f"infer-{name}": [python, "-m", "workers", "infer", name] for name in catalog.deployments}
+        infer = {f"infer-{name}": [python, "-m", "workers", "infer", name] for name in catalog.hosts}
         api = {_API: [python, "-m", "api", "--port", str(self._port)]}
         return {**infer, **api, **workers}
 

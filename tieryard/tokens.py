@@ -32,6 +32,7 @@ class TokenCounter:
     overhead: int
     _encode: Callable[[list[str]], list[int]]
     _render: Callable[[list[dict[str, Any]]], str] | None
+    _ids: Callable[[str], list[int]] | None = None
 
     def count(self, conversations: list[list[dict[str, Any]]]) -> list[int]:
         """Prompt tokens of each conversation, exactly as served where the chat template is known.
@@ -49,6 +50,14 @@ class TokenCounter:
     def count_raw(self, texts: list[str]) -> list[int]:
         """Tokens of texts that no template surrounds. One more each is allowed for a token that begins a text."""
         return [n + 1 for n in self._encode(texts)] if texts else []
+
+    def ids(self, conversation: list[dict[str, Any]]) -> list[int] | None:
+        """The tokens themselves, as the model reads them; None where the tokenizer or the template is not known."""
+        return self._ids(self._render(conversation)) if self._ids is not None and self._render is not None else None
+
+    def raw_ids(self, text: str) -> list[int] | None:
+        """Of a text that no template surrounds, without a token that begins it; None where no tokenizer is known."""
+        return self._ids(text) if self._ids is not None else None
 
     def at_most(self, conversation: list[dict[str, Any]]) -> int:
         """A bound that needs no tokenizer: no byte-level tokenizer makes more tokens than there are bytes."""
@@ -76,16 +85,20 @@ def load_counter(spec: str, *, cache_dir: Path) -> TokenCounter:
         clean = [t.encode("utf-8", "replace").decode() for t in texts]
         return [len(e.ids) for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
 
+    def ids(text: str) -> list[int]:
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
     overhead = encode([render([{"role": "user", "content": ""}])])[0] if render else _TURN_TOKENS
-    return TokenCounter(spec, overhead, encode, render)
+    return TokenCounter(spec, overhead, encode, render, ids)
 
 
 def _template(config_file: Path) -> Callable[[list[dict[str, Any]]], str] | None:
-    """The chat template of a tokenizer_config.json, rendered as Hugging Face's tokenizers do."""
-    if not config_file.is_file():
-        return None
-    config: dict[str, Any] = orjson.loads(config_file.read_bytes())
-    source = config.get("chat_template")
+    """The chat template of a tokenizer_config.json, or of the file beside it where newer repositories keep it, rendered
+    as Hugging Face's tokenizers do."""
+    config: dict[str, Any] = orjson.loads(config_file.read_bytes()) if config_file.is_file() else {}
+    own_file = config_file.with_name("chat_template.jinja")
+    source = own_file.read_text(encoding="utf-8") if own_file.is_file() else config.get("chat_template")
     if not isinstance(source, str):
         return None
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

@@ -6,13 +6,13 @@ import os
 import socket
 import sys
 import threading
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from celery.beat import Scheduler, Service
 
 from tieryard.errors import UserError
-from tieryard.queues import CALLBACKS, EXPAND, model_queue, tier_queue
+from tieryard.queues import CALLBACKS, EXPAND, model_queue, replica_queue, tier_queue
 from tieryard.settings import load_settings
 from tieryard.store import Store, workers
 from workers.yard import Yard, gate_of
@@ -58,15 +58,25 @@ def infer(deployment: Annotated[str, typer.Argument(help="A deployment of the ca
     from workers.infer import Inference
 
     settings = load_settings()
-    known = Yard.peek_catalog(settings).deployments
-    if deployment not in known:
-        raise UserError(f"'{deployment}' is not a deployment of {settings.catalog}; it has {', '.join(known)}")
-    queue = model_queue(deployment)
-    yard = Yard("infer", settings, consume=[queue], deployment=deployment)
+    catalog = Yard.peek_catalog(settings)
+    if deployment not in catalog.deployments:
+        known = ", ".join(catalog.deployments)
+        raise UserError(f"'{deployment}' is not a deployment of {settings.catalog}; it has {known}")
+    if (host := catalog.host_of(deployment)) != deployment:
+        raise UserError(f"'{deployment}' is a LoRA adapter: the infer process of its host '{host}' serves it")
+    served = [deployment, *catalog.adapters_of(deployment)]
+    shared = [model_queue(name) for name in served]
+    yard = Yard("infer", settings, consume=shared, deployment=deployment)
     inference = Inference(yard, deployment)
     yard.task("infer", inference.offer)
 
-    yard.consume(started=lambda consumer: inference.start(gate_of(consumer, queue)), stopping=inference.drain)
+    def own(worker_id: int) -> list[str]:
+        return [replica_queue(name, worker_id) for name in served]
+
+    def start(consumer: Any) -> None:
+        inference.start(gate_of(consumer, *shared, *own(yard.worker_id)))
+
+    yard.consume(own=own, started=start, stopping=inference.drain)
 
 
 @cli.command()

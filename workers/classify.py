@@ -8,6 +8,8 @@ import time
 from collections import defaultdict
 
 from tieryard.admission import Admission
+from tieryard.affinity import Homes
+from tieryard.catalog import REALTIME
 from tieryard.errors import RequestError
 from tieryard.ids import Run, from_runs
 from tieryard.queues import BrokerError, Parcel, parcels_to_infer
@@ -27,6 +29,7 @@ class Classifier:
         self._yard = yard
         self._admission = admission
         self._snapshots = Snapshots(yard.metrics, yard.catalog, yard.log)
+        self._homes = Homes()
 
     def classify(self, tier: str, due: float, runs: list[Run]) -> int:
         """One parcel: how many of its jobs are now routed."""
@@ -38,14 +41,14 @@ class Classifier:
             waiting = jobs.load_parcel(connection, list(from_runs(runs)))
             if not waiting:
                 return 0
-            decisions = self._decide(waiting, snapshot)
+            decisions, keys = self._decide(waiting, snapshot)
             body = snapshot.to_json()
             snapshot_id = self._snapshots.stored_as(body) or jobs.save_snapshot(connection, body)
             routed = jobs.save_decisions(
                 connection, decisions, snapshot_id=snapshot_id, patience_s=self._yard.patience_s
             )
         self._snapshots.remember(body, snapshot_id)
-        self._publish(tier, due, [d for d in decisions if d.job_id in routed])
+        self._publish(tier, due, [d for d in decisions if d.job_id in routed], keys)
         if len(routed) < len(decisions):
             self._yard.nudge_callbacks()
         self._yard.log.debug(
@@ -53,7 +56,9 @@ class Classifier:
         )
         return len(routed)
 
-    def _decide(self, waiting: list[Waiting], snapshot: Snapshot) -> list[Routed]:
+    def _decide(self, waiting: list[Waiting], snapshot: Snapshot) -> tuple[list[Routed], dict[int, int]]:
+        """A decision for each job, and the prefix keys of those that can be read."""
+        keys: dict[int, int] = {}
         requests: list[Request] = []
         readable: list[Waiting] = []
         refused: list[Routed] = []
@@ -61,6 +66,7 @@ class Classifier:
             try:
                 requests.append(parse_request(job.body))
                 readable.append(job)
+                keys[job.id] = requests[-1].prefix_key(job.tenant_id)
             except RequestError as error:  # saved under an older version's rules
                 refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
         features: list[JobFeatures] = []
@@ -75,20 +81,25 @@ class Classifier:
                 except RequestError as error:
                     refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
         decisions: list[Decision] = decide_many(features, snapshot)
-        return refused + [
+        routed = [
             Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f)
             for job, f, d in zip(readable, features, decisions, strict=True)
         ]
+        return refused + routed, keys
 
-    def _publish(self, tier: str, due: float, decisions: list[Routed]) -> None:
-        """After the commit. A nudge that is lost here is rescue's to send again."""
-        by_deployment: dict[str, list[int]] = defaultdict(list)
+    def _publish(self, tier: str, due: float, decisions: list[Routed], keys: dict[int, int]) -> None:
+        """After the commit: to the replicas where jobs that begin alike are at home. Realtime jobs go to whichever is
+        free first. A nudge that is lost here is rescue's to send again."""
+        by_deployment: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for decision in decisions:
             if decision.deployment is not None:
-                by_deployment[decision.deployment].append(decision.job_id)
+                key = 0 if tier == REALTIME else keys[decision.job_id]
+                by_deployment[decision.deployment].append((decision.job_id, key))
         parcels: list[Parcel] = []
-        for deployment, ids in by_deployment.items():
-            parcels += parcels_to_infer(deployment, tier, due, ids)
+        for deployment, keyed in by_deployment.items():
+            replicas = self._snapshots.live.replicas.get(deployment, ())
+            for home, members in self._homes.share_out(keyed, replicas).items():
+                parcels += parcels_to_infer(deployment, tier, due, members, home=home)
         try:
             self._yard.publisher.publish(parcels)
         except BrokerError as error:

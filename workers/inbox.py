@@ -1,58 +1,99 @@
-"""Jobs on their way into an engine, as runs of ids: realtime first, then by due time."""
+"""Jobs on their way into an engine, as keyed runs of ids: realtime first, then by due time, and those that begin alike
+together as far as that keeps nobody waiting.
+
+A job may pass others for the sake of its prefix when it is due within a few seconds of the earliest, 64 jobs in a row:
+so the feeder's order stands but for its own window.
+"""
 
 from __future__ import annotations
 
 import heapq
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tieryard.catalog import REALTIME
-from tieryard.ids import Run
+from tieryard.ids import KeyedRun
 
-_HIGH, _LOW = 50_000, 25_000  # ids; about a megabyte at the most
+_HIGH, _LOW = 50_000, 25_000  # ids; about a megabyte, or ten when no two begin alike
+_WITHIN_S = 4.0  # of the earliest's due time: what the feeder keeps released
+_STREAK = 64  # jobs that begin alike in a row, before the earliest has its turn
+
+
+@dataclass(slots=True)
+class _Entry:
+    """Jobs of one parcel and one key. `rank` is 0 for realtime, whose key does not count."""
+
+    rank: int
+    due: float
+    tier: str
+    key: int
+    ids: list[range]
+    left: int
+
+    def take(self, most: int) -> list[int]:
+        """The first `most` ids, which leave it."""
+        taken: list[int] = []
+        while self.ids and len(taken) < most:
+            room = most - len(taken)
+            taken += self.ids[0][:room]
+            if len(self.ids[0]) > room:
+                self.ids[0] = self.ids[0][room:]
+            else:
+                self.ids.pop(0)
+        self.left -= len(taken)
+        return taken
+
+
+_Heap = list[tuple[int, float, int, _Entry]]
+"""By rank, due time and turn of arrival."""
 
 
 class Inbox:
-    """A queue of runs. It never blocks; `crossed` says when its owner should stop or start taking more."""
+    """A queue of keyed runs. It never blocks; `crossed` says when its owner should stop or start taking more."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, str, list[Run]]] = []
+        self._heap: _Heap = []
+        self._alike: dict[int, _Heap] = {}  # the same entries, those that have a key
+        self._spent = 0  # entries of the heap that were taken for their key
         self._turn = itertools.count()
         self._length = 0
         self.realtime = 0
         """How many of the ids are realtime."""
         self._open = True
+        self._streak, self._streak_left = 0, 0
 
     def __len__(self) -> int:
         return self._length
 
-    def push(self, tier: str, due: float, runs: list[Run]) -> None:
-        self._push((int(tier != REALTIME), due, next(self._turn), tier, runs))
+    def push(self, tier: str, due: float, runs: list[KeyedRun]) -> None:
+        rank = int(tier != REALTIME)
+        for key, members in itertools.groupby(runs, key=lambda run: run[2] * rank):
+            ids = [range(first, first + n) for first, n, _ in members]
+            entry = _Entry(rank, due, tier, key, ids, sum(map(len, ids)))
+            placed = (rank, due, next(self._turn), entry)
+            heapq.heappush(self._heap, placed)
+            if key:
+                heapq.heappush(self._alike.setdefault(key, []), placed)
+            self._length += entry.left
+            self.realtime += 0 if rank else entry.left
 
     def pop(self, room: int, *, realtime: int) -> list[int]:
         """Up to `room` ids in order; of realtime ones up to `realtime`, whatever `room` is."""
         ids: list[int] = []
-        while self._heap:
-            urgent = self._heap[0][0] == 0
-            take = (realtime if urgent else room) - len(ids)
-            if take <= 0:
+        while (earliest := self._earliest()) is not None:
+            most = (room if earliest.rank else realtime) - len(ids)
+            if most <= 0:
                 break
-            rank, due, turn, tier, runs = heapq.heappop(self._heap)
-            taken, rest = _split(runs, take)
-            ids += taken
-            self.realtime -= len(taken) if urgent else 0
-            if rest:
-                heapq.heappush(self._heap, (rank, due, turn, tier, rest))
-        self._length -= len(ids)
+            ids += self._take(self._favoured(earliest), most)
         return ids
 
-    def take_all(self) -> Iterator[tuple[str, float, list[Run]]]:
-        """Everything, in order, leaving it empty."""
-        while self._heap:
-            _, due, _, tier, runs = heapq.heappop(self._heap)
-            self._length -= sum(n for _, n in runs)
-            self.realtime -= sum(n for _, n in runs) if tier == REALTIME else 0
-            yield tier, due, runs
+    def take_all(self) -> Iterator[tuple[str, float, list[tuple[int, int]]]]:
+        """Everything in order, as (tier, due, [(id, key)]), leaving it empty."""
+        waiting = [entry for *_, entry in sorted(self._heap, key=lambda placed: placed[:3]) if entry.left]
+        self._heap, self._alike, self._spent, self._length, self.realtime = [], {}, 0, 0, 0
+        for (tier, due), entries in itertools.groupby(waiting, key=lambda entry: (entry.tier, entry.due)):
+            yield tier, due, [(number, entry.key) for entry in entries for ids in entry.ids for number in ids]
 
     def crossed(self) -> bool | None:
         """False once when it has grown past the high mark, True once when it is below the low one, else None."""
@@ -64,21 +105,42 @@ class Inbox:
             return True
         return None
 
-    def _push(self, entry: tuple[int, float, int, str, list[Run]]) -> None:
-        heapq.heappush(self._heap, entry)
-        n = sum(count for _, count in entry[4])
-        self._length += n
-        self.realtime += n if entry[0] == 0 else 0
+    def _earliest(self) -> _Entry | None:
+        while self._heap and not self._heap[0][-1].left:
+            heapq.heappop(self._heap)
+            self._spent -= 1
+        return self._heap[0][-1] if self._heap else None
 
+    def _favoured(self, earliest: _Entry) -> _Entry:
+        """Where the next ids are taken from: what begins like the last ones, while it may pass the earliest."""
+        if not earliest.rank:
+            return earliest
+        alike = self._alike.get(self._streak)
+        if alike and self._streak_left and alike[0][-1].due <= earliest.due + _WITHIN_S:
+            return alike[0][-1]
+        self._streak, self._streak_left = earliest.key, _STREAK
+        return earliest
 
-def _split(runs: list[Run], n: int) -> tuple[list[int], list[Run]]:
-    """The first `n` ids, and the runs that are left."""
-    taken: list[int] = []
-    for index, (first, count) in enumerate(runs):
-        part = min(count, n - len(taken))
-        taken += range(first, first + part)
-        if part < count:
-            return taken, [(first + part, count - part), *runs[index + 1 :]]
-        if len(taken) == n:
-            return taken, runs[index + 1 :]
-    return taken, []
+    def _take(self, entry: _Entry, most: int) -> list[int]:
+        """Ids of an entry, the first of its key (the earliest of all is that too)."""
+        taken = entry.take(min(most, self._streak_left) if entry.key else most)
+        self._length -= len(taken)
+        if not entry.rank:
+            self.realtime -= len(taken)
+        if entry.key:
+            self._streak_left -= len(taken)
+        if not entry.left:
+            self._spent += 1
+            self._forget(entry.key)
+        return taken
+
+    def _forget(self, key: int) -> None:
+        """After the first entry of a key was used up. What is spent leaves the heap by its top, or all at once."""
+        if key:
+            heapq.heappop(self._alike[key])
+            if not self._alike[key]:
+                del self._alike[key]
+        if self._spent > _STREAK and 2 * self._spent > len(self._heap):
+            self._heap = [placed for placed in self._heap if placed[-1].left]
+            heapq.heapify(self._heap)
+            self._spent = 0

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import redis
 
 from tieryard.catalog import REALTIME, AttachedEngine
 from tieryard.endings import DRAINED, Endings
 from tieryard.engines import Engine, Recording, record
-from tieryard.engines.opening import open_engine
 from tieryard.errors import (
     EngineBusyError,
     EngineDownError,
@@ -27,10 +26,9 @@ from tieryard.errors import (
     RetryableError,
     StoreError,
 )
-from tieryard.ids import Run
+from tieryard.ids import KeyedRun, Run, read_keyed
 from tieryard.job import MAX_WORKER_DEATHS, State
 from tieryard.metrics import Gauge
-from tieryard.observe import Observer, Tallies
 from tieryard.queues import BrokerError, parcels_to_infer
 from tieryard.requests import parse_request
 from tieryard.store import jobs
@@ -39,12 +37,13 @@ from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
 from tieryard.telemetry import Event, fault
 from workers.inbox import Inbox
+from workers.standing import Standing
+from workers.upkeep import Upkeep
 from workers.yard import Yard
 
 _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
 _POLL_S = 0.5
 _LONGEST_WAIT_S = 60.0  # whatever an engine asks for
-_MISSES = 3  # health checks in a row before an engine is taken for dead
 _TOLD_S = 2.0  # after which every API process has read that this replica takes nothing, and told of its calls here
 
 
@@ -59,10 +58,10 @@ class Inference:
         self._yard = yard
         self._name = name
         self._spec = yard.catalog.deployments[name]
-        key = yard.settings.engine_key
-        self._engine = engine or open_engine(self._spec, key=key.get_secret_value() if key else None)
-        self._slots = self._spec.max_in_flight
-        self._ahead = max(2, self._slots // 4)
+        self._names = [name, *yard.catalog.adapters_of(name)]
+        self._engine = engine or yard.engine(name)
+        self._upkeep = Upkeep(yard, name, self._engine, changed=self._engine_changed)
+        self._standing = Standing(yard, self._names)
         self._inbox = Inbox()
         self._ready = Inbox()  # claimed, not started: one job each
         self._claimed: dict[int, Claimed] = {}
@@ -70,16 +69,14 @@ class Inference:
         self._realtime_running = 0
         self._stopping: dict[int, str] = {}
         self._claiming = 0
-        self._calls = 0  # of API processes, in the same engine
         self._closed_at: float | None = None  # since when these are told that there is no room
         self._suspect: Claimed | None = None  # waits for an empty engine
         self._alone: int | None = None  # the suspect that runs
-        self._engine_up = False
         self._draining = False
         self._writer = Writer(yard.store, flushed=self._flushed)
-        self._observer = Observer(yard.metrics, name)
-        self._endings = Endings(yard.lease, yard.catalog, name, yard.log)
+        self._endings = Endings(yard.lease, yard.catalog, yard.log)
         self._gate: Callable[[bool], None] = lambda _: None
+        self._gate_open = self._inbox_open = True
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._thread = threading.Thread(target=self._run_loop, name="inference", daemon=True)
@@ -87,14 +84,16 @@ class Inference:
     # --- called from Celery's threads ---------------------------------------------------------------
 
     def start(self, gate: Callable[[bool], None]) -> None:
-        """`gate(False)` stops consumption from the broker, `gate(True)` starts it again."""
+        """`gate(False)` stops consumption from the broker, `gate(True)` starts it again. It is stopped until the engine
+        is up."""
         self._gate = gate
+        self._set_gate()
         self._writer.start()
         self._thread.start()
 
-    def offer(self, tier: str, due: float, runs: list[Run]) -> None:
+    def offer(self, tier: str, due: float, runs: list[Run] | list[KeyedRun]) -> None:
         """Takes a parcel and returns at once."""
-        self._loop.call_soon_threadsafe(self._take, tier, due, [(first, n) for first, n in runs])
+        self._loop.call_soon_threadsafe(self._take, tier, due, read_keyed(runs))
 
     def drain(self) -> None:
         """Lets running jobs finish for a while, hands everything else back, and returns when all is written."""
@@ -111,7 +110,7 @@ class Inference:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
-        pumps = [self._loop.create_task(pump()) for pump in (self._serve, self._feed, self._poll)]
+        pumps = [self._loop.create_task(pump()) for pump in (self._upkeep.run, self._feed, self._poll)]
         for pump in pumps:
             pump.add_done_callback(self._pump_ended)
         self._loop.run_forever()
@@ -120,28 +119,6 @@ class Inference:
         """A pump ends only by drain. If one fails, this worker must not keep its lease and do nothing."""
         if not pump.cancelled() and (error := pump.exception()) is not None:
             self._yard.die(error)
-
-    async def _serve(self) -> None:
-        """Keeps the engine up: starts it, watches it, starts it again."""
-        pause_s, misses = 0.5, 0
-        while True:
-            if not self._engine_up:
-                try:
-                    await self._engine.start()
-                except EngineError as error:
-                    self._yard.log.error(Event.ENGINE_DOWN, error=str(error)[:300])
-                    await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
-                    pause_s = min(pause_s * 2, 30)
-                    continue
-                pause_s = 0.5
-                self._engine_up, misses = True, 0
-                self._yard.log.info(Event.ENGINE_READY)
-                self._wake.set()
-            await asyncio.sleep(1.0)
-            misses = 0 if await self._engine.healthy() else misses + 1
-            if misses >= _MISSES and self._engine_up:
-                self._engine_up = False
-                self._yard.log.error(Event.ENGINE_DOWN, error=f"{misses} health checks in a row went unanswered")
 
     async def _feed(self) -> None:
         """Claims whenever there may be room, and starts what is claimed."""
@@ -163,59 +140,89 @@ class Inference:
             if self._writer.failure is not None:
                 raise self._writer.failure
             await self._honour_stops()
-            gauge = Gauge(
-                capacity=self._slots if self._open_to_calls else 0,
-                in_flight=len(self._running),
-                backlog=len(self._inbox) + len(self._ready),
-                url=self._engine.url or "",
-            )
+            gauge = self._gauge()
             try:
-                self._calls = await asyncio.to_thread(self._report, gauge, self._observer.take())
+                await asyncio.to_thread(self._standing.publish, gauge, self._standing.take())
                 self._closed_at = None if gauge.capacity else self._closed_at or time.monotonic()
-            except redis.RedisError as error:  # calls then finish unseen; their gauges would be too old anyway
-                self._calls, self._closed_at = 0, None
+            except redis.RedisError as error:
+                self._standing.unheard()
+                self._closed_at = None
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+            if not self._upkeep.up and self._standing.others_serve:
+                await self._pass_on_inbox()
             self._start_ready()
             self._wake.set()
+
+    def _engine_changed(self) -> None:
+        """It came up, has more room, or went down: what was claimed and not started is then for whoever serves."""
+        if not self._upkeep.up:
+            self._let_go(HandBack.OUTAGE, "its engine went down", wait_s=1.0)
+        self._set_gate()
+        self._start_ready()
+        self._wake.set()
+
+    @property
+    def _slots(self) -> int:
+        """For all jobs that come through the queues: what the engine may hold, less the calls in it."""
+        return self._upkeep.limit - self._standing.calls
 
     @property
     def _open_to_calls(self) -> bool:
         """A suspect that waits or runs is alone in its engine: calls of the API are kept away too."""
-        return self._engine_up and not self._draining and self._suspect is None and self._alone is None
+        return self._upkeep.up and not self._draining and self._suspect is None and self._alone is None
 
     @property
     def _unused(self) -> bool:
         """Whether nothing is in the engine, and nothing can come."""
-        if self._running or self._calls or self._closed_at is None:
+        if self._running or self._standing.calls or self._closed_at is None:
             return False
         return time.monotonic() - self._closed_at > _TOLD_S
 
-    def _report(self, gauge: Gauge, tallies: Tallies) -> int:
-        """Says how this replica is, and asks how many calls the API has in its engine."""
-        metrics, worker_id = self._yard.metrics, self._yard.worker_id
-        metrics.publish_gauge(self._name, worker_id, gauge)
-        self._observer.publish(tallies)
-        return metrics.calls_at(self._name, worker_id, gauge.url)
+    def _gauge(self) -> Gauge:
+        load = self._upkeep.load
+        return Gauge(
+            capacity=self._upkeep.limit if self._open_to_calls else 0,
+            in_flight=len(self._running),
+            backlog=len(self._inbox) + len(self._ready),
+            url=self._engine.url or "",
+            state=self._upkeep.state,
+            why=self._upkeep.why,
+            ttft_ms=self._upkeep.ttft_ms,
+            load=replace(load, ttft_counts=()) if load is not None else None,  # JSON has no infinity
+        )
 
     # --- intake --------------------------------------------------------------------------------------
 
-    def _take(self, tier: str, due: float, runs: list[Run]) -> None:
+    def _take(self, tier: str, due: float, runs: list[KeyedRun]) -> None:
         self._inbox.push(tier, due, runs)
         self._set_gate()
         self._wake.set()
 
     def _set_gate(self) -> None:
-        if (change := self._inbox.crossed()) is not None and not self._draining:
-            self._yard.log.info(Event.CONSUMER_RESUMED if change else Event.CONSUMER_PAUSED, inbox=len(self._inbox))
-            self._gate(change)
+        """Takes from the broker while the inbox has room, and the engine is up: else others may have it."""
+        if (change := self._inbox.crossed()) is not None:
+            self._inbox_open = change
+        wanted = self._inbox_open and self._upkeep.up
+        if wanted != self._gate_open and not self._draining:
+            self._gate_open = wanted
+            self._yard.log.info(Event.CONSUMER_RESUMED if wanted else Event.CONSUMER_PAUSED, inbox=len(self._inbox))
+            self._gate(wanted)
+
+    async def _pass_on_inbox(self) -> None:
+        try:
+            for tier, due, keyed in self._inbox.take_all():
+                await asyncio.to_thread(self._yard.publisher.publish, parcels_to_infer(self._name, tier, due, keyed))
+        except BrokerError as error:  # rescue sends them again
+            self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
 
     def _next_ids(self) -> list[int]:
         """Ids to claim now, in order. Realtime may use every slot that calls leave; the others leave its reserve."""
-        if not self._engine_up or self._draining or self._writer.full or self._suspect or self._alone is not None:
+        if not self._upkeep.up or self._draining or self._writer.full or self._suspect or self._alone is not None:
             return []
         held = len(self._running) + len(self._ready) + self._claiming
-        room = min(self._slots - self._calls + self._ahead - held, _MOST_CLAIMED)
-        realtime_room = self._slots - self._calls - self._realtime_running - self._ready.realtime
+        ahead = max(2, self._upkeep.limit // 4)
+        room = min(self._slots + ahead - held, _MOST_CLAIMED)
+        realtime_room = self._slots - self._realtime_running - self._ready.realtime
         return self._inbox.pop(max(room, 0), realtime=max(realtime_room, 0))
 
     async def _claim(self, ids: list[int]) -> None:
@@ -230,13 +237,23 @@ class Inference:
         for job in claimed:
             if not jobs.starts_alone(job):
                 self._claimed[job.id] = job
-                self._ready.push(job.tier, job.claimed_at.timestamp(), [(job.id, 1)])
+                self._ready.push(job.tier, job.claimed_at.timestamp(), [(job.id, 1, 0)])
             elif self._suspect is None:
                 self._suspect = job
             else:  # a suspect that only waits here must not be at risk of the first one's start
                 another = EngineError("waits for another suspect's start")
                 self._writer.put(self._endings.hand_back(job, HandBack.DRAIN, another, wait_s=2.0))
+        if not self._upkeep.up:  # it went down meanwhile
+            self._let_go(HandBack.OUTAGE, "its engine went down", wait_s=1.0)
         self._start_ready()
+
+    def _let_go(self, why: HandBack, said: str, *, wait_s: float) -> None:
+        """Hands back what is claimed and not started."""
+        for job in [*self._claimed.values(), *([self._suspect] if self._suspect else [])]:
+            self._writer.put(self._endings.hand_back(job, why, EngineError(said), wait_s=wait_s))
+        self._claimed.clear()
+        self._ready = Inbox()
+        self._suspect = None
 
     async def _settle_claim(self, ids: list[int]) -> None:
         """After a claim whose answer was lost: it may have been committed. What is ours is taken up; the nudges
@@ -253,22 +270,25 @@ class Inference:
 
     def _claim_now(self, ids: list[int]) -> list[Claimed]:
         with self._yard.store.transaction() as connection:
-            return jobs.claim(connection, ids, worker_id=self._yard.worker_id, deployment=self._name)
+            return jobs.claim(connection, ids, worker_id=self._yard.worker_id, deployments=self._names)
 
     # --- running -------------------------------------------------------------------------------------
 
     def _start_ready(self) -> None:
         """Starts claimed jobs while slots are free, then, in an empty engine, one that may be killing workers."""
-        while self._ready and not self._draining:
-            realtime_room = self._slots - self._calls - len(self._running)
+        if self._draining or not self._upkeep.up:
+            return
+        while self._ready:
+            realtime_room = self._slots - len(self._running)
             others = len(self._running) - self._realtime_running
-            room = min(realtime_room, self._slots - max(self._spec.realtime_reserve, self._calls) - others)
+            kept = max(self._spec.realtime_reserve - self._standing.calls, 0)  # calls are as urgent
+            room = min(realtime_room, self._slots - kept - others)
             popped = self._ready.pop(1 if room > 0 else 0, realtime=1 if realtime_room > 0 else 0)
             if not popped:
                 return
             if (job := self._claimed.pop(popped[0], None)) is not None:  # else it was stopped while it waited
                 self._start(job)
-        if self._suspect is not None and self._unused and not self._draining:
+        if self._suspect is not None and self._unused:
             suspect, self._suspect = self._suspect, None
             self._alone = suspect.id
             self._start(suspect)
@@ -294,7 +314,7 @@ class Inference:
         self._realtime_running -= job.tier == REALTIME
         if self._alone == job.id:
             self._alone = None
-        self._observer.add(job, ending)
+        self._standing.add(job, ending)
         self._writer.put(ending)
         self._start_ready()
         self._wake.set()
@@ -304,7 +324,8 @@ class Inference:
             if self._alone == job.id:  # written down first: a worker death from here on is its last
                 await asyncio.to_thread(jobs.mark_alone, self._yard.store, job)
             request = parse_request(job.body)
-            await record(self._engine, request.body, recording)
+            adapter = {"model": job.deployment} if job.deployment != self._name else {}
+            await record(self._engine, request.salted(job.tenant_id) | adapter, recording)
         except RequestError as error:
             return self._endings.final(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
         except PermanentError as error:
@@ -324,9 +345,7 @@ class Inference:
         """No answer. An engine that is well failed this job; one that is not has died, or was never reached."""
         if error.sent and await self._engine.healthy():
             return self._endings.failed(job, recording, error)
-        if self._engine_up:
-            self._engine_up = False
-            self._yard.log.error(Event.ENGINE_DOWN, error=error.message[:300])
+        self._upkeep.lost(error.message)
         if not error.sent:
             return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
         if job.worker_deaths + 1 >= MAX_WORKER_DEATHS:
@@ -365,16 +384,8 @@ class Inference:
         deadline = time.monotonic() + self._yard.settings.drain_s
         while self._claiming:  # noqa: ASYNC110  # a claim under way returns in milliseconds
             await asyncio.sleep(0.01)
-        for job in [*self._claimed.values(), *([self._suspect] if self._suspect else [])]:
-            self._writer.put(self._endings.stopped(job, Recording(), DRAINED))
-        self._claimed.clear()
-        self._suspect = None
-        try:
-            for tier, due, runs in self._inbox.take_all():
-                ids = [first + i for first, n in runs for i in range(n)]
-                await asyncio.to_thread(self._yard.publisher.publish, parcels_to_infer(self._name, tier, due, ids))
-        except BrokerError as error:  # rescue sends them again
-            self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+        self._let_go(HandBack.DRAIN, "its worker was stopped", wait_s=0)
+        await self._pass_on_inbox()
         await self._empty(deadline)
         for pump in asyncio.all_tasks() - {asyncio.current_task()}:
             pump.cancel()
@@ -383,14 +394,14 @@ class Inference:
         except Exception as error:  # what it answered must still be written
             self._yard.log.error(Event.ENGINE_DOWN, **fault(error))
         with contextlib.suppress(redis.RedisError):  # the router should know at once rather than in five seconds
-            self._yard.metrics.withdraw_gauge(self._name, self._yard.worker_id)
+            self._standing.withdraw()
 
     async def _empty(self, deadline: float) -> None:
         """Returns when nothing is in the engine any more; what is not done by the deadline is stopped."""
         if self._running:
             await asyncio.wait(self._running.values(), timeout=max(0.0, deadline - time.monotonic()))
         own = not isinstance(self._spec.engine, AttachedEngine)  # it ends with this process, and calls in it too
-        while own and self._calls and time.monotonic() < deadline:  # noqa: ASYNC110  # they are asked for by a pump
+        while own and self._standing.calls and time.monotonic() < deadline:  # noqa: ASYNC110  # a pump asks for them
             await asyncio.sleep(0.1)
         for task in list(self._running.values()):
             task.cancel()

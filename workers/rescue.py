@@ -13,7 +13,7 @@ import redis
 
 from tieryard.job import State
 from tieryard.lease import API
-from tieryard.queues import BrokerError, Parcel, parcels_to_classify, parcels_to_infer
+from tieryard.queues import BrokerError, Parcel, model_queue, parcels_to_classify, parcels_to_infer, replica_queue
 from tieryard.store import Connection, files, idempotency, rescue
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
@@ -22,6 +22,8 @@ from workers.yard import Yard
 
 EPOCH = "tieryard:epoch"
 """A key that exists as long as Redis remembers. Its absence means that every nudge on its way is gone."""
+
+_LATE_S = 60.0  # after a replica has left nobody sends to its queue: its gauge is believed for 5 s
 
 
 class Rescuer:
@@ -50,12 +52,14 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             return
         with connection.transaction():
             buried = rescue.bury(connection) if bury else []
+            left = rescue.left_since(connection, seconds=_LATE_S)
             moved = rescue.requeue_orphans(connection)
             rerouted = rescue.reroute(connection, yard.catalog.deployments)
             idempotency.forget_old(connection)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
         _forget(yard, buried)
+        _empty_queues(yard, left)
         if moved or rerouted:
             yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
         if stopped:  # what their callers asked for, or their windows
@@ -91,6 +95,16 @@ def _forget(yard: Yard, buried: list[tuple[int, str, str | None]]) -> None:
                 yard.metrics.forget_calls(name, api=worker_id)
 
 
+def _empty_queues(yard: Yard, left: list[tuple[int, str]]) -> None:
+    """What is on the own queues of replicas that have left goes where the others look. A classifier may send them
+    more for a moment, until it has heard."""
+    with contextlib.suppress(redis.RedisError):  # what it has forgotten is published again
+        for worker_id, deployment in left:
+            for name in (deployment, *yard.catalog.adapters_of(deployment)):
+                while yard.redis.lmove(replica_queue(name, worker_id), model_queue(name), "RIGHT", "LEFT"):
+                    pass
+
+
 def _stop_all(connection: Connection) -> int:
     """Jobs past their window or of cancelled batches, a chunk a transaction: how many were ended."""
     ended, more = 0, True
@@ -108,10 +122,9 @@ def _parcels(nudges: list[Nudge]) -> list[Parcel]:
         groups[nudge.state, nudge.tier, nudge.deployment].append(nudge)
     parcels: list[Parcel] = []
     for (state, tier, deployment), members in groups.items():
-        ids = [n.id for n in members]
         due = min(n.deadline for n in members).timestamp()
         if state == State.ROUTED and deployment is not None:
-            parcels += parcels_to_infer(deployment, tier, due, ids)
+            parcels += parcels_to_infer(deployment, tier, due, ((n.id, 0) for n in members))
         else:
-            parcels += parcels_to_classify(tier, due, ids)
+            parcels += parcels_to_classify(tier, due, (n.id for n in members))
     return parcels

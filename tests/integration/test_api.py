@@ -492,7 +492,7 @@ def test_readyz_names_what_is_missing(client: TestClient, store: Store) -> None:
     checks = answer.json()["checks"]
     assert checks["postgres"] == checks["redis"] == "ok"
     assert {checks[kind] for kind in ("expand", "classify", "callback", "beat")} == {"no live worker"}
-    assert checks["deployment short"] == checks["deployment long"] == "no replica is serving"
+    assert checks["deployment short"] == checks["deployment long"] == "no replica is serving; see tieryard deployments"
     workers.register(store, "classify", deployment=None, lease_s=60)
     assert client.get("/readyz").json()["checks"]["classify"] == "ok"
 

@@ -351,7 +351,7 @@ def test_calls_show_in_the_gauges_while_they_run(gate: Gateway) -> None:
     def in_flight() -> tuple[int, int, dict[int, int]]:
         live = metrics.read(catalog)
         [replica] = live.replicas["cheap"]
-        return live.gauges["cheap"]["in_flight"], replica.in_flight, replica.calls
+        return live.gauges["cheap"].in_flight, replica.in_flight, replica.calls
 
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(gate.chat, "[[fault:stall:2]]")
@@ -514,7 +514,7 @@ def test_a_process_without_its_lease_starts_nothing_and_moves_nothing(store: Sto
     store.fetch("UPDATE worker SET stopped_at = now() RETURNING id")
     with pytest.raises(LeaseLostError):
         calls.start(store, new_call(store, tenant, worker))
-    job = Claimed(call.id, 1, None, "interactive", None, 0, 0, 1.0, started.claimed_at, "{}")
+    job = Claimed(call.id, 1, None, "interactive", None, 0, 0, 1.0, started.claimed_at, "{}", tenant, "one")
     with pytest.raises(LeaseLostError):
         calls.restart(store, FailedStart(job, "one", 1.0, "no"), call.choice, worker_id=worker)
     assert make.column(store, "(state, fence)", [call.id]) == [("running", "1")]

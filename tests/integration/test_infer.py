@@ -2,139 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import orjson
 import pytest
 
 from tests.conftest import eventually
-from tieryard.engines import Delta, Done, Stream, Usage
-from tieryard.errors import BadRequestError, EngineBusyError, EngineDownError, EngineTimeoutError
+from tests.integration.inference import Bench, ScriptedEngine
 from tieryard.ids import to_runs
 from tieryard.settings import Settings
 from tieryard.store import Store, jobs
-from tieryard.store.jobs import NewJob
 from workers.classify import Classifier
 from workers.infer import Inference
 from workers.yard import Yard
 
 
-@dataclass
-class ScriptedEngine:
-    """Obeys the first word of the prompt; `go` lets `wait` requests finish."""
-
-    url: str | None = None
-    up: bool = True
-    running: set[str] = field(default_factory=set)
-    seen: list[tuple[str, int]] = field(default_factory=list)
-    """(prompt, requests in flight with it) in the order they started."""
-    most: int = 0
-    go: threading.Event = field(default_factory=threading.Event)
-
-    async def start(self) -> None:
-        if not self.up:
-            raise EngineDownError("not up", sent=False)
-
-    async def healthy(self) -> bool:
-        return self.up
-
-    async def close(self) -> None:
-        pass
-
-    async def stream(self, body: dict[str, Any]) -> Stream:
-        prompt = body["messages"][-1]["content"]
-        self.running.add(prompt)
-        self.most = max(self.most, len(self.running))
-        self.seen.append((prompt, len(self.running)))
-        try:
-            match prompt.split()[0]:
-                case "refuse":
-                    raise BadRequestError("no")
-                case "busy":
-                    raise EngineBusyError("full", retry_after_s=0.2)
-                case "timeout":
-                    raise EngineTimeoutError("nothing came")
-                case "crash":
-                    self.up = False
-                    raise EngineDownError("reset")
-                case "unsent":
-                    self.up = False
-                    raise EngineDownError("refused", sent=False)
-                case "bug":
-                    raise ZeroDivisionError("a fault of ours")
-                case "nul":
-                    yield Delta("a\x00b\ud800")
-                case "wait":
-                    yield Delta("some", Usage(7, 3))
-                    while not self.go.is_set():  # noqa: ASYNC110  # set from another thread
-                        await asyncio.sleep(0.01)
-            yield Delta("done")
-            yield Done("stop", Usage(7, 5))
-        finally:
-            self.running.discard(prompt)
-
-
-@dataclass
-class Bench:
-    """One inference worker with its engine, and the yard's other hands to bring it jobs."""
-
-    yard: Yard
-    engine: ScriptedEngine
-    worker: Inference
-    classifier: Classifier
-    tenant: int
-    gates: list[bool] = field(default_factory=list)
-
-    def bring(self, *prompts: str, tier: str = "batch", offer: bool = True) -> list[int]:
-        """Saves, routes and offers jobs: their ids."""
-        deadline = datetime.now(tz=UTC) + timedelta(hours=1)
-        ids = []
-        for prompt in prompts:
-            body = orjson.dumps({"prompt": prompt, "model": "short"}).decode()
-            ids.append(jobs.save_job(self.yard.store, NewJob(self.tenant, tier, body, deadline), patience_s=60)[0])
-        runs = to_runs(ids)
-        self.classifier.classify(tier, deadline.timestamp(), runs)
-        if offer:
-            self.worker.offer(tier, deadline.timestamp(), runs)
-        return ids
-
-    def again(self, job_id: int) -> None:
-        """What rescue does when a backoff is over."""
-        self.yard.store.fetch("UPDATE job SET not_before = NULL WHERE id = %(id)s RETURNING id", {"id": job_id})
-        self.classifier.classify("batch", 0.0, [(job_id, 1)])
-        self.worker.offer("batch", 0.0, [(job_id, 1)])
-
-    def row(self, job_id: int, columns: str = "state") -> Any:
-        found = self.yard.store.fetch(f"SELECT {columns} FROM job WHERE id = %(id)s", {"id": job_id})[0]
-        return found if "," in columns else found[0]
-
-    def until(self, job_id: int, state: str) -> None:
-        eventually(lambda: self.row(job_id) == state, what=f"job {job_id} {state}")
-
-    def outcomes(self, job_id: int) -> list[str]:
-        rows = self.yard.store.fetch("SELECT outcome FROM timing WHERE job_id = %(id)s ORDER BY fence", {"id": job_id})
-        return [row[0] for row in rows]
-
-
-@pytest.fixture
-def bench(settings: Settings, store: Store, tenant: int) -> Iterator[Bench]:
-    yard = Yard("infer", settings, consume=["model.short"], deployment="short")
-    yard.join()
-    engine = ScriptedEngine()
-    worker = Inference(yard, "short", engine=engine)
-    bench = Bench(yard, engine, worker, Classifier(yard, yard.admission()), tenant)
-    worker.start(bench.gates.append)
-    yield bench
-    engine.go.set()
-    engine.up = True
-    worker.drain()
-    yard.leave()
+def calls_at(worker: Inference) -> int:
+    """Of API processes, as the worker knows of them."""
+    return worker._standing.calls
 
 
 def test_a_job_ends_with_result_timing_and_bill(bench: Bench) -> None:
@@ -217,14 +103,14 @@ def test_a_suspect_starts_with_no_call_of_the_api_beside_it(bench: Bench) -> Non
         gauges.hset("gauges:short", field, orjson.dumps(gauge))
 
     calls(1)
-    eventually(lambda: bench.worker._calls == 1 and capacity() > 0, what="a call in its engine")
+    eventually(lambda: calls_at(bench.worker) == 1 and capacity() > 0, what="a call in its engine")
     [suspect] = bench.bring("wait suspect", offer=False)
     bench.yard.store.fetch("UPDATE job SET worker_deaths = 2 WHERE id = %(id)s RETURNING id", {"id": suspect})
     bench.worker.offer("batch", 0.0, [(suspect, 1)])
     eventually(lambda: capacity() == 0, what="the API to be told to send no more")
     told_at = time.monotonic()
     calls(0)  # the call has ended; another one may have begun before its process was told
-    eventually(lambda: bench.worker._calls == 0, what="the worker to know")
+    eventually(lambda: calls_at(bench.worker) == 0, what="the worker to know")
     assert bench.engine.seen == []
     eventually(lambda: bench.engine.seen == [("wait suspect", 1)], what="its start")
     assert time.monotonic() - told_at > 1
@@ -250,7 +136,7 @@ def test_a_drain_waits_for_calls_in_an_engine_that_ends_with_it(settings: Settin
     field = f"api:901:{yard.worker_id}"
     gauge = {"capacity": 0, "in_flight": 1, "backlog": 0, "url": "", "at": time.time() + 60}
     yard.redis.hset("gauges:short", field, orjson.dumps(gauge))
-    eventually(lambda: worker._calls == 1, what="the worker to know")
+    eventually(lambda: calls_at(worker) == 1, what="the worker to know")
     draining = threading.Thread(target=worker.drain)
     draining.start()
     time.sleep(1)
@@ -324,7 +210,7 @@ def test_a_worker_leaves_the_room_that_calls_of_the_api_take(bench: Bench, tier:
     for api, n in ((901, 4), (902, 6)):
         gauge = {"capacity": 0, "in_flight": n, "backlog": 0, "url": "", "at": time.time() + 60}
         bench.yard.redis.hset("gauges:short", f"api:{api}:{bench.yard.worker_id}", orjson.dumps(gauge))
-    eventually(lambda: bench.worker._calls == left, what="the worker to know")
+    eventually(lambda: calls_at(bench.worker) == left, what="the worker to know")
     bench.bring(*(f"wait {i}" for i in range(spec.max_in_flight * 2)), tier=tier)
     eventually(lambda: len(bench.engine.running) == spec.max_in_flight - left, what="the rest to fill")
     bench.yard.redis.hdel("gauges:short", *(f"api:{api}:{bench.yard.worker_id}" for api in (901, 902)))

@@ -158,7 +158,7 @@ def test_a_cancel_beside_a_claim_is_never_lost(store: Store, tenant: int) -> Non
     worker = make.worker(store)
     with ThreadPoolExecutor(1) as pool:
         with store.transaction() as connection:
-            assert jobs.claim(connection, ids, worker_id=worker, deployment="one")
+            assert jobs.claim(connection, ids, worker_id=worker, deployments=["one"])
             counts = pool.submit(jobs.cancel, store, ids, tenant_id=tenant)
             eventually(lambda: make.count(store, "pg_locks", "NOT granted") > 0, what="the cancel's wait")
         assert counts.result() == (0, 1)
@@ -210,7 +210,7 @@ def test_a_parcel_costs_two_statements_to_classify_and_one_to_claim(
         decisions = [Routed(w.id, w.fence, "one", "chat", "plain", make.features()) for w in waiting]
         assert len(jobs.save_decisions(connection, decisions, snapshot_id=at, patience_s=8)) == 64
     with store.transaction() as connection, make.statements(monkeypatch) as claiming:
-        assert len(jobs.claim(connection, ids, worker_id=worker, deployment="one")) == 64
+        assert len(jobs.claim(connection, ids, worker_id=worker, deployments=["one"])) == 64
     assert [s.split()[0] for s in classifying] == ["SELECT", "WITH"]
     assert [s.split()[0] for s in claiming] == ["UPDATE"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from celery.contrib.testing.worker import start_worker
 
 from tests.conftest import eventually
-from tieryard.queues import Parcel
+from tieryard.queues import Parcel, declare, replica_queue
 from tieryard.settings import Settings
 from workers.yard import Yard, gate_of
 
@@ -40,6 +41,27 @@ def test_a_closed_gate_leaves_parcels_on_the_queue_and_an_open_one_takes_them(ya
         gate(True)  # noqa: FBT003
         eventually(lambda: len(taken) == 3, what="the parcels that waited")
         assert sorted(runs for _, _, runs in taken) == [[[1, 1]], [[2, 1]], [[3, 1]]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gate_holds_for_all_its_queues_and_a_replicas_own_is_consumed(settings: Settings) -> None:
+    yard = Yard("infer", settings, consume=[QUEUE], deployment="short")
+    own = replica_queue("short", 7)
+    yard.app.amqp.queues.select_add(declare(own))
+    taken: list[Any] = []
+    yard.task("infer", lambda *arguments: taken.append(arguments))
+    both = [parcel(1), replace(parcel(2), queue=own)]
+    with start_worker(yard.app, pool="threads", concurrency=1, perform_ping_check=False, shutdown_timeout=20) as worker:
+        gate = gate_of(worker.consumer, QUEUE, own)
+        yard.publisher.publish(both)
+        eventually(lambda: len(taken) == 2, what="a parcel of each queue")
+        gate(False)  # noqa: FBT003
+        consuming = worker.consumer.task_consumer.consuming_from
+        eventually(lambda: not consuming(QUEUE) and not consuming(own), what="the gate to close")
+        gate(True)  # noqa: FBT003
+        eventually(lambda: consuming(QUEUE) and consuming(own), what="the gate to open")
+        yard.publisher.publish(both)
+        eventually(lambda: len(taken) == 4, what="a parcel of each queue again")
 
 
 def test_a_fault_in_a_task_is_swallowed_and_named(yard: Yard) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CATALOGS
-from tieryard.catalog import load_catalog, parse_catalog
+from tieryard.catalog import VllmEngine, load_catalog, parse_catalog
 from tieryard.errors import CatalogError
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ FAULTS = [
     ("    model: org/model\n", "", 7, "deployments.small.model", "is required"),
     ("model: org/model", "model: ''", 8, "deployments.small.model", "at least 1"),
     ("size_class: small", "size_class: tiny", 10, "deployments.small.size_class", "'small', 'medium' or 'large'"),
-    ("kind: openai_http", "kind: tgi", 11, "deployments.small.engine", "'openai_http', 'llama_cpp', 'instant'"),
+    ("kind: openai_http", "kind: tgi", 11, "deployments.small.engine", "'vllm_server', 'lora', 'instant'"),
     ("kind: openai_http, ", "", 11, "deployments.small.engine", "kind"),
     ('url: "http://vllm:8000"', "url: vllm", 11, "deployments.small.engine.url", "pattern"),
     ('url: "http://vllm:8000"', "slots: 4", 11, "deployments.small.engine.slots", "not a known field"),
@@ -141,3 +141,109 @@ def test_several_faults_give_several_rows_in_the_files_order() -> None:
 def test_a_file_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match=r"absent\.yaml: cannot be read"):
         load_catalog(tmp_path / "absent.yaml")
+
+
+VLLM = """\
+version: 1
+tiers: {bulk: {window: 24h}}
+categories: [chat]
+deployments:
+  base:
+    model: org/model
+    revision: abc
+    size_class: small
+    engine:
+      kind: vllm_server
+      flags: {max_model_len: 4096, gpu_memory_utilization: 0.85, enable_chunked_prefill: true, middleware: [a, b]}
+      env: {VLLM_CPU_KVCACHE_SPACE: 1}
+      start_within: 20m
+      unchecked: [stops]
+    context_limit: 4096
+    max_in_flight: 8
+    tokenizer: utf8
+    price: {input_usd_per_1m: 0.10, output_usd_per_1m: 0.40}
+  legal:
+    model: org/legal-lora
+    revision: abd
+    size_class: small
+    engine: {kind: lora, host: base, weights: /adapters/legal}
+    context_limit: 2048
+    max_in_flight: 8
+    tokenizer: utf8
+    price: {input_usd_per_1m: 0.20, output_usd_per_1m: 0.80}
+  plain:
+    model: none
+    revision: none
+    size_class: small
+    engine: {kind: instant}
+    context_limit: 2048
+    max_in_flight: 4
+    tokenizer: utf8
+    price: {input_usd_per_1m: 0, output_usd_per_1m: 0}
+"""
+
+
+def test_a_vllm_server_keeps_its_flags_in_plain_python() -> None:
+    catalog = parse_catalog(VLLM)
+    engine = catalog.deployments["base"].engine
+    assert isinstance(engine, VllmEngine)
+    assert engine.flags == {
+        "max_model_len": 4096,
+        "gpu_memory_utilization": 0.85,
+        "enable_chunked_prefill": True,
+        "middleware": ["a", "b"],
+    }
+    assert [type(value) for value in engine.flags.values()] == [int, float, bool, list]
+    assert engine.env == {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    assert engine.start_within == timedelta(minutes=20)
+    assert re.fullmatch("[0-9a-f]{12}", catalog.hash())
+
+
+def test_an_adapter_is_served_by_its_host() -> None:
+    catalog = parse_catalog(VLLM)
+    assert catalog.adapters_of("base") == ["legal"]
+    assert catalog.adapters_of("legal") == catalog.adapters_of("plain") == []
+    assert (catalog.host_of("legal"), catalog.host_of("base")) == ("base", "base")
+    assert catalog.hosts == ["base", "plain"]
+
+
+LEGAL = "    engine: {kind: lora, host: base, weights: /adapters/legal}\n"
+VLLM_FAULTS = [
+    ("enable_chunked_prefill", "port", 11, "deployments.base.engine.flags.port", "infer process chooses"),
+    ("enable_chunked_prefill", "enable_log_requests", 11, "deployments.base.engine.flags.enable_log_requests", "logs"),
+    ("enable_chunked_prefill", "enable-x", 11, "deployments.base.engine.flags.enable-x", "pattern"),
+    ("enable_chunked_prefill", "no_x", 11, "deployments.base.engine.flags.no_x", "is written as `x: false`"),
+    ("[a, b]", "null", 11, "deployments.base.engine.flags.middleware", "expected true, false, a number"),
+    ("max_model_len: 4096", "max_model_len: 4k", 9, "deployments.base.engine", "whole number"),
+    ("max_model_len: 4096", "max_model_len: 4095", 5, "deployments.base", "(4095) must be at least"),
+    ("VLLM_CPU_KVCACHE_SPACE: 1", "lower: 1", 12, "deployments.base.engine.env.lower", "pattern"),
+    ("VLLM_CPU_KVCACHE_SPACE: 1", "A: true", 12, "deployments.base.engine.env.A", "string"),
+    ("[stops]", "[smell]", 14, "deployments.base.engine.unchecked.0", "'chat_template'"),
+    ("host: base", "host: none", 23, "deployments.legal.engine.host", "'none' is not a deployment"),
+    ("host: base", "host: plain", 23, "deployments.legal.engine.host", "'plain' must be a vLLM"),
+    ("host: base", "host: legal", 23, "deployments.legal.engine.host", "'legal' must be a vLLM"),
+    (LEGAL + "    context_limit: 2048", LEGAL + "    context_limit: 8192",
+     24, "deployments.legal.context_limit", "8192 is above its host's 4096"),
+    ("    max_in_flight: 8\n    tokenizer: utf8\n    price: {input_usd_per_1m: 0.20",
+     "    max_in_flight: 4\n    tokenizer: utf8\n    price: {input_usd_per_1m: 0.20",
+     25, "deployments.legal.max_in_flight", "4 differs from its host's 8, and they share one engine"),
+    (LEGAL, LEGAL + "    realtime_reserve: 2\n", 24, "deployments.legal.realtime_reserve", "is its host's to keep"),
+    (LEGAL, LEGAL + "    serves: embeddings\n", 24, "deployments.legal.serves", "'embeddings' differs"),
+    ("model: org/model", "model: legal", 23, "deployments.legal.engine.host", "name this deployment otherwise"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("good", "bad", "line", "field", "message"), VLLM_FAULTS)
+def test_a_fault_of_a_vllm_or_an_adapter_is_refused(good: str, bad: str, line: int, field: str, message: str) -> None:
+    assert VLLM.count(good) == 1
+    error = refused(VLLM.replace(good, bad))
+    row = next((r for r in error.message.splitlines() if r.startswith(f"t.yaml:{line}: {field}: ")), "")
+    assert row, error.message
+    assert message in row
+
+
+def test_an_attached_vllm_may_host_an_adapter_and_no_other_server() -> None:
+    head, rest = VLLM.split("    engine:\n", 1)
+    attached = head + '    engine: {kind: openai_http, url: "http://v:1"}\n' + rest.split("[stops]\n", 1)[1]
+    assert parse_catalog(attached).adapters_of("base") == ["legal"]
+    assert "must be a vLLM" in refused(attached.replace('v:1"', 'v:1", server: openai')).message

@@ -1,4 +1,5 @@
-"""The inbox: realtime first, then by due time; compared with a sorted list that does the same slowly."""
+"""The inbox: realtime first, then by due time, and what begins alike together within bounds; compared with a sorted
+list that does the same slowly."""
 
 from __future__ import annotations
 
@@ -9,55 +10,69 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tieryard.ids import KeyedRun
 from workers import inbox
 from workers.inbox import Inbox
 
-dues = st.integers(min_value=0, max_value=5).map(float)
-sizes = st.lists(st.integers(min_value=1, max_value=9), min_size=1, max_size=4)
+dues = st.integers(min_value=0, max_value=9).map(float)
+runs = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=4)
+
+Waiting = tuple[int, float, int, int, int]
+"""(rank, due, turn, id, key)."""
 
 
 class InboxModel(RuleBasedStateMachine):
-    """The model is a list of (rank, due, turn, id), sorted when it is read."""
+    """The model is a list that is sorted when it is read. A streak is at most 5 here, so that it often ends."""
 
     @initialize()
     def start(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(inbox, "_STREAK", 5)
         self.inbox = Inbox()
-        self.model: list[tuple[int, float, int, int]] = []
+        self.model: list[Waiting] = []
         self.turn = itertools.count()
         self.next_id = 1
+        self.streak = (0, 0)
 
-    def _runs(self, lengths: list[int]) -> list[tuple[int, int]]:
-        runs = []
-        for n in lengths:
-            runs.append((self.next_id, n))
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(tier=st.sampled_from(["realtime", "interactive", "bulk"]), due=dues, wanted=runs)
+    def push(self, tier: str, due: float, wanted: list[tuple[int, int]]) -> None:
+        pushed: list[KeyedRun] = []
+        rank, turn = int(tier != "realtime"), next(self.turn)
+        for n, key in wanted:
+            pushed.append((self.next_id, n, key))
+            self.model += [(rank, due, turn, self.next_id + i, key * rank) for i in range(n)]
             self.next_id += n + 1
-        return runs
-
-    def _expect(self, rank: int, due: float, runs: list[tuple[int, int]]) -> None:
-        turn = next(self.turn)
-        self.model += [(rank, due, turn, first + i) for first, n in runs for i in range(n)]
+        self.inbox.push(tier, due, pushed)
         self.model.sort()
 
-    @rule(tier=st.sampled_from(["realtime", "interactive", "bulk"]), due=dues, lengths=sizes)
-    def push(self, tier: str, due: float, lengths: list[int]) -> None:
-        runs = self._runs(lengths)
-        self.inbox.push(tier, due, runs)
-        self._expect(int(tier != "realtime"), due, runs)
+    def _next(self) -> Waiting:
+        earliest = self.model[0]
+        if earliest[0] == 0:
+            return earliest
+        key, left = self.streak
+        alike = next((w for w in self.model if key and w[0] and w[4] == key and w[1] <= earliest[1] + 4), None)
+        if alike is None or left == 0:
+            self.streak = (earliest[4], 5)
+            alike = earliest
+        self.streak = (self.streak[0], self.streak[1] - 1)
+        return alike
 
     @rule(room=st.integers(min_value=0, max_value=20), realtime=st.integers(min_value=0, max_value=20))
     def pop(self, room: int, realtime: int) -> None:
         wanted: list[int] = []
-        for rank, _, _, number in self.model:
-            if len(wanted) >= (realtime if rank == 0 else room):
-                break
-            wanted.append(number)
+        while self.model and len(wanted) < (room if self.model[0][0] else realtime):
+            taken = self._next()
+            self.model.remove(taken)
+            wanted.append(taken[3])
         assert self.inbox.pop(room, realtime=realtime) == wanted
-        self.model = self.model[len(wanted) :]
 
     @rule()
     def take_all(self) -> None:
-        taken = [first + i for _, _, runs in self.inbox.take_all() for first, n in runs for i in range(n)]
-        assert taken == [number for *_, number in self.model]
+        taken = [pair for _, _, keyed in self.inbox.take_all() for pair in keyed]
+        assert taken == [(number, key) for *_, number, key in self.model]
         self.model = []
 
     @invariant()
@@ -67,16 +82,16 @@ class InboxModel(RuleBasedStateMachine):
 
 
 TestInboxModel = InboxModel.TestCase
-TestInboxModel.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestInboxModel.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
 def test_the_marks_are_crossed_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox, "_HIGH", 10)
     monkeypatch.setattr(inbox, "_LOW", 5)
     box = Inbox()
-    box.push("bulk", 0.0, [(1, 10)])
+    box.push("bulk", 0.0, [(1, 10, 0)])
     assert box.crossed() is None
-    box.push("bulk", 0.0, [(11, 1)])
+    box.push("bulk", 0.0, [(11, 1, 0)])
     assert [box.crossed(), box.crossed()] == [False, None]
     box.pop(6, realtime=6)
     assert box.crossed() is None
@@ -88,7 +103,67 @@ def test_the_marks_are_crossed_once_each(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_realtime_gets_through_when_there_is_no_room_for_others(waiting: int) -> None:
     box = Inbox()
     if waiting:
-        box.push("bulk", 0.0, [(1000, waiting)])
-    box.push("realtime", 9.0, [(1, 2)])
+        box.push("bulk", 0.0, [(1000, waiting, 7)])
+    box.push("realtime", 9.0, [(1, 2, 7)])
     assert box.pop(0, realtime=4) == [1, 2]
     assert box.pop(0, realtime=4) == []
+
+
+def test_what_begins_alike_is_popped_together_though_others_came_between() -> None:
+    box = Inbox()
+    for n in range(12):
+        box.push("batch", n / 10, [(n, 1, 1 + n % 3)])
+    assert box.pop(12, realtime=0) == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
+
+
+def test_a_streak_goes_on_when_there_is_room_again() -> None:
+    box = Inbox()
+    for n in range(6):
+        box.push("batch", 0.0, [(n, 1, 1 + n % 2)])
+    assert [box.pop(1, realtime=0) for _ in range(6)] == [[0], [2], [4], [1], [3], [5]]
+
+
+def test_a_streak_ends_after_64_jobs_when_somebody_waits() -> None:
+    box = Inbox()
+    box.push("batch", 0.0, [(1, 1, 7)])
+    box.push("batch", 0.5, [(9000, 1, 8)])
+    box.push("batch", 1.0, [(1000, 500, 7)])
+    popped = box.pop(500, realtime=0)
+    assert popped.index(9000) == 64
+    assert popped[:64] == [1, *range(1000, 1063)]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 30), st.integers(0, 4), st.integers(1, 90)), min_size=1, max_size=40),
+    st.lists(st.integers(1, 70), min_size=1),
+)
+def test_nobody_is_passed_by_what_is_due_more_than_the_window_later(
+    pushed: list[tuple[float, int, int]], rooms: list[int]
+) -> None:
+    box, due_of, key_of = Inbox(), {}, {}
+    for number, (due, key, n) in enumerate(pushed):
+        box.push("batch", due, [(number * 100, n, key)])
+        due_of |= dict.fromkeys(range(number * 100, number * 100 + n), due)
+        key_of |= dict.fromkeys(range(number * 100, number * 100 + n), key)
+    popped: list[int] = []
+    for room in itertools.cycle(rooms):
+        if not (taken := box.pop(room, realtime=0)):
+            break
+        popped += taken
+    assert sorted(popped) == sorted(due_of), "nothing lost, nothing twice"
+    earliest = list(itertools.accumulate((due_of[n] for n in reversed(popped)), min))[::-1]
+    assert all(due_of[n] <= first + 4 for n, first in zip(popped, earliest, strict=True))
+    passing = [(key_of[n], due_of[n] > first) for n, first in zip(popped, earliest, strict=True)]
+    streaks = [len(list(group)) for (_, passes), group in itertools.groupby(passing) if passes]
+    assert max(streaks, default=0) <= 64
+
+
+def test_what_was_taken_for_its_key_does_not_stay() -> None:
+    box = Inbox()
+    for n in range(5000):
+        box.push("batch", 0.0, [(3 * n, 1, 1)])
+        box.push("batch", 0.0, [(3 * n + 1, 1, 2 + n)])
+    while len(box) > 100:
+        box.pop(50, realtime=0)
+    assert len(box._heap) < 400
+    assert sum(map(len, box._alike.values())) == 100

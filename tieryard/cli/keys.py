@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tieryard.cli.database import DataDirOption, database
+from tieryard.cli.fleet import DataDirOption, database
 from tieryard.cli.tables import table
 from tieryard.ids import public
 from tieryard.store import keys

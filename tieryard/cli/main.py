@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tieryard import __version__
-from tieryard.cli import config, doctor, jobs, keys, submit, tenants, up
+from tieryard.cli import config, deployments, doctor, jobs, keys, plan, submit, tenants, up
 from tieryard.errors import TieryardError, UserError
 
 cli = typer.Typer(
@@ -19,7 +19,9 @@ cli = typer.Typer(
 )
 cli.command()(up.up)
 cli.command()(submit.submit)
+cli.command()(deployments.deployments)
 cli.command()(doctor.doctor)
+cli.command()(plan.plan)
 cli.command()(up.migrate)
 cli.add_typer(jobs.cli, name="jobs")
 cli.add_typer(config.cli, name="config")

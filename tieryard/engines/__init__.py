@@ -9,7 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from tieryard.engines.load import Load
+    from tieryard.engines.vetting import Expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,15 @@ class Engine(Protocol):
 
     async def healthy(self) -> bool:
         """Whether the server answers now."""
+        ...
+
+    async def faults(self, expected: Expected) -> list[str]:
+        """Start-up checks, after `start`: why it must not serve, a sentence each; none when it may. Then it is warm.
+        Raises EngineError when it is down."""
+        ...
+
+    async def load(self) -> Load | None:
+        """What the server says of its own load; None where it says nothing."""
         ...
 
     def stream(self, body: dict[str, Any]) -> Stream:

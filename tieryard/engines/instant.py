@@ -6,6 +6,8 @@ import asyncio
 from typing import Any
 
 from tieryard.engines import Delta, Done, Stream, Usage
+from tieryard.engines.load import Load
+from tieryard.engines.vetting import Expected
 
 _DIMENSIONS = 4
 
@@ -21,6 +23,12 @@ class InstantEngine:
 
     async def start(self) -> None:
         pass
+
+    async def faults(self, expected: Expected) -> list[str]:  # noqa: ARG002  # there is nothing to doubt
+        return []
+
+    async def load(self) -> Load | None:
+        return None
 
     async def healthy(self) -> bool:
         return True

@@ -13,7 +13,9 @@ import sys
 from typing import Any
 
 from tieryard.engines import Stream
+from tieryard.engines.load import Load
 from tieryard.engines.openai_http import OpenAIHttpEngine
+from tieryard.engines.vetting import Expected
 from tieryard.errors import EngineDownError
 from tieryard.weights import weights_path
 
@@ -71,6 +73,12 @@ class LlamaCppEngine:
                 yield event
         finally:
             await inner.aclose()
+
+    async def faults(self, expected: Expected) -> list[str]:  # noqa: ARG002  # there is nothing to doubt
+        return []
+
+    async def load(self) -> Load | None:
+        return None
 
     async def healthy(self) -> bool:
         return self._http is not None and await self._http.healthy()

@@ -18,7 +18,9 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
-from tieryard.engines import Delta, Done, Stream, Usage
+from tieryard.engines import Delta, Done, Stream, Usage, vetting
+from tieryard.engines.load import Load, read_load
+from tieryard.engines.vetting import Expected
 from tieryard.errors import (
     BadRequestError,
     ContextLengthError,
@@ -41,6 +43,7 @@ _TOO_LARGE = re.compile(r"input \(\d+ tokens\) is too large to process")  # llam
 _VECTOR = re.compile(rb'"embedding"\s*:\s*(\[[^][{}"]*\])')
 _LARGE_BYTES = 2**20  # of a body: below, reading it takes a few milliseconds
 _LONGEST_LINE = 16 * 2**20
+_ASIDE_S = 10.0  # for a question beside the completions
 _KEEPALIVE_S = 4.0  # below uvicorn's 5 s, or the server may close a connection just as a request goes out on it
 
 
@@ -100,7 +103,37 @@ class OpenAIHttpEngine:
             await self._client.aclose()
             self._client = None
 
+    async def ask(self, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """(HTTP status, JSON object) of one question beside the completions. Raises EngineDownError."""
+        try:
+            if body is None:
+                answer = await self._http().get(f"{self.url}{path}", timeout=_ASIDE_S)
+            else:
+                answer = await self._http().post(f"{self.url}{path}", json=body, timeout=_ASIDE_S)
+        except (httpx.HTTPError, RuntimeError) as error:
+            raise EngineDownError(f"{path}: {_named(error)}", sent=False) from error
+        return answer.status_code, _json(answer.content)
+
+    async def faults(self, expected: Expected) -> list[str]:
+        if self._server != "vllm":
+            return []
+        found = await vetting.faults(self, expected)
+        if not found:
+            await vetting.warm_up(self, expected)
+        return found
+
+    async def load(self) -> Load | None:
+        if self._server != "vllm":
+            return None
+        try:
+            answer = await self._http().get(f"{self.url}/metrics", timeout=2.0)
+        except (httpx.HTTPError, RuntimeError):
+            return None
+        return read_load(answer.text) if answer.is_success else None
+
     def stream(self, body: dict[str, Any]) -> Stream:
+        if self._server != "vllm":
+            body = {name: value for name, value in body.items() if name != "cache_salt"}
         if "input" in body:
             return self._embed(body)
         return self._generate(CHAT if "messages" in body else COMPLETIONS, body)

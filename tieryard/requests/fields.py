@@ -107,6 +107,17 @@ Metadata = Annotated[
 """A caller's own notes, within OpenAI's limits."""
 
 
+PromptCacheKey = Annotated[
+    str,
+    Field(
+        max_length=256,
+        description="Jobs with the same one are sent to the same replica, whose cache then has their common beginning. "
+        "Default: told by the first 256 bytes of the prompt.",
+    ),
+]
+"""OpenAI takes up to 64 characters. It is only hashed here, so that a longer one does no harm."""
+
+
 def refuse_nul(raw: str | bytes, *, line: int | None = None) -> None:
     """Raises RequestError when JSON holds a NUL, written out or escaped."""
     body = raw.encode() if isinstance(raw, str) else raw

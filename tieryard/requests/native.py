@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, model_validator
 
-from tieryard.requests.fields import INT64, Duration, Metadata, Name, NotBlank, ResponseFormat, Stop
+from tieryard.requests.fields import INT64, Duration, Metadata, Name, NotBlank, PromptCacheKey, ResponseFormat, Stop
 from tieryard.requests.request import CHAT, DEFAULT_MAX_TOKENS, Request, needs_of
 
 
@@ -56,6 +56,7 @@ class JobCreate(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
     stop: Stop = None
+    prompt_cache_key: PromptCacheKey | None = None
     response_format: ResponseFormat | None = Field(
         default=None, description="`json_schema` or `json_object`, as OpenAI's API takes it."
     )
@@ -96,4 +97,5 @@ class JobCreate(BaseModel):
             metadata=self.metadata,
             callback_url=str(self.callback_url) if self.callback_url else None,
             completion_window=self.completion_window,
+            prompt_cache_key=self.prompt_cache_key,
         )

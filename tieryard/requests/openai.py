@@ -30,6 +30,7 @@ from tieryard.requests.fields import (
     Metadata,
     Name,
     NotBlank,
+    PromptCacheKey,
     ResponseFormat,
     Stop,
     refusal,
@@ -184,6 +185,7 @@ class _Body(_Open):
             category=self.category,
             custom_id=custom_id,
             metadata=self.metadata,
+            prompt_cache_key=getattr(self, "prompt_cache_key", None),
         )
 
 
@@ -200,6 +202,7 @@ class _Generated(_Body):
     n: Literal[1] | None = Field(default=None, description="One answer a request.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    prompt_cache_key: PromptCacheKey | None = None
     # Of vLLM and llama.cpp, for `extra_body`.
     top_k: int | None = Field(default=None, ge=-1, lt=INT64)
     min_p: float | None = Field(default=None, ge=0, le=1)
@@ -245,7 +248,6 @@ class ChatCreate(_Generated):
     chat_template_kwargs: JsonObject | None = None
     store: bool | None = None
     service_tier: str | None = None
-    prompt_cache_key: str | None = None
     prompt_cache_options: JsonObject | None = None
     prompt_cache_retention: str | None = None
     verbosity: str | None = None

@@ -2,13 +2,14 @@
 
 from tieryard.routing.decide import Decision, JobFeatures, Judged, decide, decide_many
 from tieryard.routing.features import TextFeatures, text_features
-from tieryard.routing.snapshot import Candidate, Profile, Snapshot
+from tieryard.routing.snapshot import Candidate, Measured, Profile, Snapshot
 
 __all__ = [
     "Candidate",
     "Decision",
     "JobFeatures",
     "Judged",
+    "Measured",
     "Profile",
     "Snapshot",
     "TextFeatures",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Self
 
@@ -26,9 +26,21 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What a deployment's replicas publish, summed. `waiting` requests stand in the servers' own queues; `kv_usage`, 0
+    to 1, is of the emptiest KV cache, None where no server says so."""
+
+    capacity: int = 0
+    in_flight: int = 0
+    backlog: int = 0
+    waiting: int = 0
+    kv_usage: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A deployment as the router sees it. `live` is whether a replica is serving now; `refused` says why it can take
-    nothing at this moment, for a call that cannot wait until it can."""
+    nothing at this moment, for a call that cannot wait until it can. Of the rest see `Measured`."""
 
     name: str
     size_class: SizeClass
@@ -43,6 +55,8 @@ class Candidate:
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
+    waiting: int = 0
+    kv_usage: float | None = None
     refused: str = ""
     profiles: dict[str, Profile] = field(default_factory=dict)
 
@@ -59,11 +73,12 @@ class Snapshot:
         cls,
         catalog: Catalog,
         *,
-        gauges: dict[str, dict[str, int]] | None = None,
+        gauges: Mapping[str, Measured] | None = None,
         profiles: dict[str, dict[str, Profile]] | None = None,
     ) -> Self:
         """The catalog with what is measured of each deployment: summed gauges, and profiles by category."""
-        gauges, profiles = gauges or {}, profiles or {}
+        seen = {name: (gauges or {}).get(name, Measured()) for name in catalog.deployments}
+        profiles = profiles or {}
         return cls(
             catalog.hash(),
             tuple(
@@ -77,10 +92,8 @@ class Snapshot:
                     output_usd_per_1m=d.price.output_usd_per_1m,
                     quality=d.quality,
                     serves=d.endpoints,
-                    live=gauges.get(name, {}).get("capacity", 0) > 0,
-                    capacity=gauges.get(name, {}).get("capacity", 0),
-                    in_flight=gauges.get(name, {}).get("in_flight", 0),
-                    backlog=gauges.get(name, {}).get("backlog", 0),
+                    live=seen[name].capacity > 0,
+                    **asdict(seen[name]),
                     profiles=profiles.get(name, {}),
                 )
                 for name, d in catalog.deployments.items()

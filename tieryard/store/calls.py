@@ -107,8 +107,8 @@ SELECT created_at, claimed_at FROM moved
 
 # By the index of single jobs that are not final.
 _RUNNING = """
-SELECT deployment, id, fence, batch_id, tier, category, worker_deaths, attempts,
-       extract(epoch FROM claimed_at - created_at)::float8 * 1000, claimed_at, ''
+SELECT id, fence, batch_id, tier, category, worker_deaths, attempts,
+       extract(epoch FROM claimed_at - created_at)::float8 * 1000, claimed_at, '', tenant_id, deployment
 FROM job
 WHERE batch_id IS NULL AND finished_at IS NULL AND state = 'running' AND attended AND worker_id = %(worker)s
 """
@@ -160,9 +160,9 @@ def restart(store: Store, failed: FailedStart, choice: Choice, *, worker_id: int
         return _started(connection, _RESTART, wanted)
 
 
-def running(store: Store, worker_id: int) -> list[tuple[Claimed, str]]:
-    """This process's calls as the store knows them, each with its deployment; without their bodies."""
-    return [(Claimed(*row[1:]), row[0]) for row in store.fetch(_RUNNING, {"worker": worker_id})]
+def running(store: Store, worker_id: int) -> list[Claimed]:
+    """This process's calls as the store knows them, without their bodies."""
+    return [Claimed(*row) for row in store.fetch(_RUNNING, {"worker": worker_id})]
 
 
 def finals(store: Store, ids: list[int]) -> set[int]:

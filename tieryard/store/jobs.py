@@ -35,6 +35,7 @@ class Waiting:
     """A queued job with its request, for the classifier."""
 
     id: int
+    tenant_id: int
     fence: int
     batch_id: int | None
     tier: str
@@ -68,6 +69,8 @@ class Claimed:
     waited_ms: float
     claimed_at: datetime
     body: str
+    tenant_id: int
+    deployment: str
 
 
 # A single job and its request, together; nudge_at is when rescue would publish it again.
@@ -81,7 +84,7 @@ RETURNING created_at
 
 # One SELECT a parcel: two index lookups a job.
 _LOAD = """
-SELECT job.id, job.fence, job.batch_id, job.tier, job.deadline, line.body
+SELECT job.id, job.tenant_id, job.fence, job.batch_id, job.tier, job.deadline, line.body
 FROM job JOIN line USING (source_id, line_no)
 WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s)
   AND (job.not_before IS NULL OR job.not_before <= now())
@@ -127,17 +130,19 @@ SELECT id FROM moved
 _CLAIM = """
 UPDATE job SET state = 'running', worker_id = %(worker)s, ran_alone = false, fence = job.fence + 1, claimed_at = now()
 FROM line
-WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s) AND job.deployment = %(deployment)s
+WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s) AND job.deployment = ANY(%(deployments)s)
   AND (job.not_before IS NULL OR job.not_before <= now())
   AND line.source_id = job.source_id AND line.line_no = job.line_no
   AND EXISTS (SELECT FROM worker WHERE id = %(worker)s AND stopped_at IS NULL)
 RETURNING job.id, job.fence, job.batch_id, job.tier, job.category, job.worker_deaths, job.attempts,
-          extract(epoch FROM now() - job.created_at) * 1000, job.claimed_at, line.body
+          extract(epoch FROM now() - job.created_at) * 1000, job.claimed_at, line.body, job.tenant_id,
+          job.deployment
 """
 
 _CLAIMED_BY = """
 SELECT job.id, job.fence, job.batch_id, job.tier, job.category, job.worker_deaths, job.attempts,
-       extract(epoch FROM job.claimed_at - job.created_at) * 1000, job.claimed_at, line.body
+       extract(epoch FROM job.claimed_at - job.created_at) * 1000, job.claimed_at, line.body, job.tenant_id,
+       job.deployment
 FROM job JOIN line USING (source_id, line_no)
 WHERE job.id = ANY(%(ids)s) AND job.worker_id = %(worker)s AND job.state = 'running'
 """
@@ -225,18 +230,20 @@ def save_snapshot(connection: Connection, body: bytes) -> int:
     return int(row[0])
 
 
-def claim(connection: Connection, ids: list[int], *, worker_id: int, deployment: str) -> list[Claimed]:
-    """Those of `ids` that this worker now runs; an empty list when they went elsewhere or it is not alive."""
+def claim(connection: Connection, ids: list[int], *, worker_id: int, deployments: list[str]) -> list[Claimed]:
+    """Those of `ids` that this worker now runs, in this order; an empty list when they went elsewhere or it is
+    not alive. `deployments` are those that its engine serves."""
     rows = connection.execute(
         _CLAIM,
         {
             "ids": ids,
             "worker": worker_id,
-            "deployment": deployment,
+            "deployments": deployments,
             "from": sources(State.RUNNING, Mover.INFER),
         },
     )
-    return [Claimed(*row) for row in rows]
+    place = {number: at for at, number in enumerate(ids)}  # jobs that begin alike stay together
+    return sorted((Claimed(*row) for row in rows), key=lambda job: place[job.id])
 
 
 def claimed_by(store: Store, ids: list[int], worker_id: int) -> list[Claimed]:

@@ -130,6 +130,47 @@ def _states(session: Session, batch: Batch) -> dict[str, int]:
     return {str(state): 0 for state in State} | counts
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixCache:
+    """What a deployment's prefix caches did for the starts that succeeded. `prefill_ms_per_token` is an estimate, None
+    where too little is known."""
+
+    deployment: str
+    starts: int
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_ms_per_token: float | None
+
+    @property
+    def hit_rate(self) -> float:
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
+    def saved_prefill_s(self) -> float | None:
+        """Seconds of an engine's prefill that the cached tokens would have taken: an estimate."""
+        if self.prefill_ms_per_token is None:
+            return None
+        return self.cached_tokens * self.prefill_ms_per_token / 1000
+
+
+# The slope of TTFT over the tokens that were computed: what a token more costs, less what every request waits. It is
+# believed where the two go together, over enough starts to say so.
+_PREFIX_CACHE = """
+SELECT deployment, count(*), sum(prompt_tokens), sum(cached_tokens),
+       CASE WHEN regr_count(ttft_ms, prompt_tokens - cached_tokens) >= 30
+             AND corr(ttft_ms, prompt_tokens - cached_tokens) >= 0.3
+            THEN regr_slope(ttft_ms, prompt_tokens - cached_tokens) END
+FROM timing WHERE ended_at >= %(since)s AND outcome = 'succeeded' AND prompt_tokens > 0
+GROUP BY deployment ORDER BY deployment
+"""
+
+
+def prefix_cache(store: Store, *, since: datetime) -> list[PrefixCache]:
+    """By deployment, of the starts that ended since then, which `timing_by_end` finds."""
+    rows = store.fetch(_PREFIX_CACHE, {"since": since})
+    return [PrefixCache(name, starts, int(read), int(cached), slope) for name, starts, read, cached, slope in rows]
+
+
 def live_workers(store: Store) -> list[tuple[int, str, str | None, str, int, datetime]]:
     """(id, kind, deployment, host, pid, lease until) of every worker whose lease holds."""
     return store.fetch(

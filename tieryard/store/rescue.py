@@ -169,6 +169,16 @@ def bury(connection: Connection) -> list[tuple[int, str, str | None]]:
     return [(row[0], row[1], row[2]) for row in connection.execute(_BURY)]
 
 
+def left_since(connection: Connection, *, seconds: float) -> list[tuple[int, str]]:
+    """Workers of deployments that stopped or were declared dead in the last seconds: (id, deployment)."""
+    rows = connection.execute(
+        "SELECT id, deployment FROM worker "
+        "WHERE stopped_at > now() - %(s)s * interval '1 second' AND deployment IS NOT NULL",
+        {"s": seconds},
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
 def requeue_orphans(connection: Connection) -> dict[str, int]:
     """Takes running jobs from stopped workers: how many went to which state."""
     rows = connection.execute(

@@ -277,6 +277,7 @@ class Timing(SQLModel, table=True):
     """One start of a job, under one fence: how it ended, how long it took, the tokens it used."""
 
     __tablename__: ClassVar[str] = "timing"
+    __table_args__ = (Index("timing_by_end", "ended_at", postgresql_using="brin"),)
 
     job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     fence: int = Field(primary_key=True)

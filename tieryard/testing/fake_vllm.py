@@ -30,6 +30,7 @@ import orjson
 from aiohttp import web
 
 from tieryard.testing.fake_embeddings import read_embedding
+from tieryard.testing.fake_prefixes import PrefixCache
 from tieryard.testing.fake_wire import (
     Ask,
     Generation,
@@ -65,6 +66,8 @@ class FakeState:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     held_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
     success: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "abort": 0})
     ttft_sum_s: float = 0.0
     ttft_counts: list[int] = field(default_factory=lambda: [0] * (len(_TTFT_BUCKETS_S) + 1))
@@ -94,6 +97,8 @@ class FakeState:
         for name, value in (
             ("prompt_tokens_total", self.prompt_tokens),
             ("generation_tokens_total", self.generation_tokens),
+            ("prefix_cache_queries_total", self.prefix_queries),
+            ("prefix_cache_hits_total", self.prefix_hits),
             ("num_preemptions_total", 0),
         ):
             family(name, "counter", {f"{name}{{{labels}}}": value})
@@ -122,6 +127,7 @@ class FakeVllm:
         self.url = ""
         self._port = port
         self._slots = asyncio.Semaphore(self.plan.capacity)
+        self._prefixes = PrefixCache()
         self._peers: set[object] = set()
         self._runner: web.AppRunner | None = None
 
@@ -258,7 +264,7 @@ class FakeVllm:
 
     @contextlib.asynccontextmanager
     async def _slot(self, ask: Ask) -> AsyncIterator[float]:
-        """Waits for a slot, holds it, and counts how the request ended. Gives the time at which it got it."""
+        """Waits for a slot, holds it, and counts how the request ended. Gives the time at which its prompt is read."""
         state = self.state
         state.waiting += 1
         try:
@@ -274,7 +280,7 @@ class FakeVllm:
         state.held_tokens += held
         state.max_running_seen = max(state.max_running_seen, state.running)
         try:
-            yield time.monotonic()
+            yield time.monotonic() + self._prefill_s(ask)
         except BaseException as error:
             if ask.faulted or isinstance(error, _FaultedError):
                 state.faulted += 1
@@ -289,6 +295,15 @@ class FakeVllm:
             state.running -= 1
             state.held_tokens -= held
             self._slots.release()
+
+    def _prefill_s(self, ask: Ask) -> float:
+        """How long its prompt takes, less what the prefix cache has of it."""
+        if self.plan.cache_blocks and ask.prompt:
+            tokens = ask.prompt.split()
+            ask.cached_tokens = self._prefixes.read(tokens, ask.salt, blocks=self.plan.cache_blocks)
+            self.state.prefix_queries += len(tokens)
+            self.state.prefix_hits += ask.cached_tokens
+        return (ask.prompt_tokens - (ask.cached_tokens or 0)) / self.plan.prefill_tokens_per_s
 
     def _due_s(self, token: int) -> float:
         return self.plan.ttft_ms / 1000 + token / self.plan.tokens_per_s
@@ -361,7 +376,7 @@ def _main() -> None:
     defaults = FakePlan()
     parser = argparse.ArgumentParser(prog="tieryard.testing.fake_vllm", description="A fake vLLM server.")
     parser.add_argument("--port", type=int, default=0)
-    for name in ("model", "ttft_ms", "tokens_per_s", "capacity", "context_limit", "length", "packing"):
+    for name in ("model", "ttft_ms", "tokens_per_s", "capacity", "context_limit", "length", "packing", "cache_blocks"):
         default = getattr(defaults, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--key", default=None)

@@ -30,7 +30,8 @@ class RefusalError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Ask(ABC):
-    """What every request has once it is read. `faulted` once its fault has ended it."""
+    """What every request has once it is read. `faulted` once its fault has ended it; `cached_tokens` once its prompt
+    has been looked up, where there is a prefix cache."""
 
     number: int
     model: str
@@ -38,6 +39,9 @@ class Ask(ABC):
     fault: Fault | None
     arrived: float
     faulted: bool = False
+    prompt: str = ""
+    salt: str | None = None
+    cached_tokens: int | None = None
 
     def has(self, fault: str) -> bool:
         return self.fault is not None and self.fault.name == fault
@@ -86,7 +90,7 @@ class Generation(Ask):
         said = {"content": None, "tool_calls": [self._calling(text)]} if self.call else {"content": text}
         content = {"message": {"role": "assistant", **said}} if self.chat else {"text": text}
         choice = {"index": 0, **content, "logprobs": self._logprobs(0, len(self.pieces))}
-        usage = {} if self.has("no_usage") else {"usage": self._usage(self.completion_tokens)}
+        usage = {} if self.has("no_usage") else {"usage": self._usage(self.completion_tokens, final=True)}
         return {**self._reply([{**choice, "finish_reason": self.finish_reason}], chunk=False), **usage}
 
     def piece(self, first: int, count: int) -> bytes:
@@ -115,7 +119,11 @@ class Generation(Ask):
     def tail(self) -> bytes:
         """The finish reason, the final usage in an event without choices, and the end mark."""
         tokens = self.completion_tokens
-        usage = event({**self._reply([], chunk=True), "usage": self._usage(tokens)}) if self.include_usage else b""
+        usage = (
+            event({**self._reply([], chunk=True), "usage": self._usage(tokens, final=True)})
+            if self.include_usage
+            else b""
+        )
         return self.event(tokens, "", self.finish_reason) + usage + b"data: [DONE]\n\n"
 
     def _event(
@@ -142,9 +150,12 @@ class Generation(Ask):
             return chat_logprobs(pieces, self.tops)
         return plain_logprobs(pieces, self.tops, len("".join(self.pieces[:first])))
 
-    def _usage(self, tokens: int) -> dict[str, int]:
+    def _usage(self, tokens: int, *, final: bool = False) -> dict[str, Any]:
         prompt = self.prompt_tokens
-        return {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + tokens, "completion_tokens": tokens}
+        if self.cached_tokens is None or not final:
+            return usage
+        return {**usage, "prompt_tokens_details": {"cached_tokens": self.cached_tokens}}
 
     def _reply(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
         name, prefix = ("chat.completion", "chatcmpl") if self.chat else ("text_completion", "cmpl")
@@ -233,6 +244,8 @@ def read_generation(body: dict[str, Any], plan: FakePlan, *, number: int, arrive
         arrived=arrived,
         call=None if call is None else call["name"],
         tops=_tops(body, chat=chat),
+        prompt=prompt,
+        salt=_salt(body),
     )
 
 
@@ -258,6 +271,13 @@ def _tops(body: dict[str, Any], *, chat: bool) -> int | None:
     if chat:
         return int(body.get("top_logprobs") or 0) if wanted else None
     return None if wanted is None else int(wanted)
+
+
+def _salt(body: dict[str, Any]) -> str | None:
+    salt = body.get("cache_salt")
+    if salt is not None and not (isinstance(salt, str) and 0 < len(salt) <= 128 and not set(salt) & set("@/\\\0")):
+        raise RefusalError(400, "Parameter 'cache_salt' must be a non-empty string if provided.", param="cache_salt")
+    return salt
 
 
 def _check_room(prompt_tokens: int, wanted: int | None, limit: int) -> None:

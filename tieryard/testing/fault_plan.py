@@ -60,7 +60,9 @@ class FakePlan:
     A request holds one of `capacity` slots; the rest wait, first come first served. Once it has its slot its
     first event comes after `ttft_ms`, and token *i* after `i / tokens_per_s` more. An event carries `packing`
     tokens and leaves when its first is due. `length` is the answer's length where the request does not cut it
-    shorter. Embeddings come after `ttft_ms`, in vectors of `dimensions` where the request asks for no fewer.
+    shorter. With `cache_blocks` there is a prefix cache: usage says how much of the prompt came from there, and the
+    rest takes its time, at `prefill_tokens_per_s`, before `ttft_ms` begins. Embeddings come after `ttft_ms`, in
+    vectors of `dimensions` where the request asks for no fewer.
     `faults` maps a request's number, or is called with its number and prompt.
     """
 
@@ -71,6 +73,8 @@ class FakePlan:
     context_limit: int = 4096
     length: int = 16
     packing: int = 1
+    cache_blocks: int = 0
+    prefill_tokens_per_s: float = math.inf
     dimensions: int = 32
     key: str | None = None
     faults: Faults | None = None

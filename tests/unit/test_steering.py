@@ -1,0 +1,118 @@
+"""The in-flight limit against a model of a server: it holds so many requests, queues or preempts the rest."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tieryard.engines.load import Load
+from workers.steering import Steering
+
+LOOKS = 200
+
+
+@dataclass
+class Server:
+    """Holds `holds` requests; what is sent beyond is preempted when the KV cache is what limits it, else it waits."""
+
+    holds: int
+    preempts: bool
+    preempted: int = 0
+
+    def look(self, sent: int) -> Load:
+        running = min(sent, self.holds)
+        waiting = sent - running
+        self.preempted += waiting if self.preempts else 0
+        usage = running / self.holds if self.preempts else 0.3
+        return Load(running=running, waiting=waiting, kv_usage=usage, preemptions=self.preempted)
+
+
+def run(
+    steering: Steering, server: Server, *, wanted: int = 10_000, looks: int = LOOKS, start: float = 0.0
+) -> list[int]:
+    """The limits after each look, one a second, with always `wanted` requests at hand."""
+    limits = []
+    for second in range(looks):
+        steering.observe(server.look(min(wanted, steering.limit)), now=start + second)
+        limits.append(steering.limit)
+    return limits
+
+
+def test_it_starts_at_the_ceiling_and_stays_there_when_the_server_holds_it():
+    steering = Steering(64)
+    assert steering.limit == 64
+    assert set(run(steering, Server(holds=64, preempts=False))) == {64}
+
+
+@given(ceiling=st.integers(2, 512), share=st.floats(0.05, 1.5), preempts=st.booleans())
+def test_it_settles_at_what_the_server_holds(ceiling, share, preempts):
+    holds = max(2, round(ceiling * share))
+    steering, server = Steering(ceiling), Server(holds, preempts)
+    run(steering, server)
+    before = server.preempted
+    settled = run(steering, server, start=LOOKS)
+    assert server.preempted == before, "a settled limit preempts nobody"
+    if holds >= ceiling:
+        assert min(settled) >= min(ceiling, 0.8 * holds)
+    assert max(settled) <= max(holds * 1.11 + 1, 2)
+    assert min(settled) >= min(ceiling, holds) * 0.8 - 1, "it is kept full"
+
+
+def test_a_preemption_cuts_to_what_runs_and_says_so():
+    steering = Steering(64)
+    steering.observe(Load(running=64, waiting=0, kv_usage=0.9, preemptions=0), now=0)
+    cut = steering.observe(Load(running=20, waiting=44, kv_usage=1.0, preemptions=44), now=1)
+    assert cut.limit == steering.limit == 20
+    assert "preempted 44 requests; 20 run with 100%" in cut.why
+
+
+def test_requests_that_wait_while_more_and_more_run_are_no_overload():
+    steering = Steering(64)
+    for second in range(8):  # a burst whose prompts are read one after another
+        steering.observe(Load(running=8 * second, waiting=64 - 8 * second, kv_usage=0.2, preemptions=0), now=second)
+    assert steering.limit == 64
+
+
+def test_others_who_fill_a_shared_server_do_not_starve_us():
+    steering = Steering(64)
+    for second in range(100):
+        steering.observe(Load(running=40, waiting=30, kv_usage=0.8, preemptions=0), now=second)
+    assert steering.limit == 42
+
+
+def test_it_grows_again_only_when_the_limit_is_what_holds_it_back_and_after_a_while():
+    steering, full = Steering(64), Server(holds=10, preempts=True)
+    run(steering, full, looks=2)
+    assert steering.limit == 10
+    roomy = Server(holds=1000, preempts=True, preempted=full.preempted)
+    assert run(steering, roomy, wanted=1, looks=60, start=20)[-1] == 10, "nobody asks for more"
+    assert run(steering, roomy, looks=60, start=80)[-1] == 64
+    run(steering, Server(holds=10, preempts=True, preempted=roomy.preempted), looks=2, start=140)
+    held = run(steering, Server(holds=1000, preempts=True, preempted=10_000), looks=1, start=142)
+    assert held[-1] <= 10
+
+
+def test_the_floor_holds():
+    steering = Steering(64, floor=5)
+    run(steering, Server(holds=1, preempts=True))
+    assert steering.limit == 5
+
+
+@pytest.mark.parametrize(("promised", "cut"), [(None, False), (500.0, True), (5000.0, False)])
+def test_a_slow_first_token_cuts_where_realtime_is_promised_a_fast_one(promised, cut):
+    steering = Steering(64, ttft_limit_ms=promised)
+    for second in range(60):
+        counts = ((0.1, 0), (1.0, 20 * second), (float("inf"), 20 * second))
+        steering.observe(Load(running=32, waiting=0, kv_usage=0.2, preemptions=0, ttft_counts=counts), now=second)
+    assert (steering.limit < 64) is cut
+    assert steering.limit >= 16 - 2, "a quarter is kept, for it may not be the load that is slow"
+    assert steering.ttft_ms == 1000
+
+
+def test_a_restarted_server_is_given_the_ceiling_again():
+    steering = Steering(64)
+    run(steering, Server(holds=10, preempts=True), looks=3)
+    steering.restarted()
+    assert steering.limit == 64
+    assert steering.observe(Load(running=0, waiting=0, kv_usage=0, preemptions=0), now=9) is None

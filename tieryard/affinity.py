@@ -1,0 +1,77 @@
+"""Prefix affinity: which replica is home to the requests that begin alike, so that its prefix cache is hit.
+
+Rendezvous hashing with bounded loads: every process finds the same home without asking, and a replica that comes or
+goes moves only the keys that were or will be its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+from tieryard.metrics import Replica
+
+_MOST = 1.25  # times the mean load, before a home is passed over (Mirrokni, Thorup, Zadimoghaddam, 2018)
+_SLACK = 0.25  # of a replica's capacity, beyond that: where little runs, the mean says little
+_UNSEEN_S = (
+    1.0  # for so long what was sent may not show in the gauges: they are half a second apart, and read four times
+)
+
+Keyed = tuple[int, int]
+"""(job id, prefix key)."""
+
+
+def ranked(key: int, replicas: Iterable[Replica]) -> list[Replica]:
+    """The replicas in this key's own order."""
+    return sorted(replicas, key=lambda replica: _weight(key, replica.worker_id))
+
+
+@lru_cache(maxsize=16_384)
+def _weight(key: int, worker_id: int) -> bytes:
+    return hashlib.blake2b(key.to_bytes(8, "big") + worker_id.to_bytes(8, "big"), digest_size=8).digest()
+
+
+def home(key: int, replicas: Sequence[Replica], load: Callable[[Replica], int]) -> Replica:
+    """The first in the key's order that has no more load than its share: 1.25 times the mean, and a little. While some
+    have free slots, the full ones do not count: nobody waits at a home beside an idle engine."""
+    able = [replica for replica in replicas if load(replica) < replica.capacity] or replicas
+    most = _MOST * sum(map(load, able)) / len(able)
+    return next(r for r in ranked(key, able) if load(r) <= most + _SLACK * r.capacity)
+
+
+class Homes:
+    """Shares keyed jobs out among replicas, and remembers what it sent to each until the gauges show it."""
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._recent: deque[tuple[float, Counter[int]]] = deque()
+        self._sent: Counter[int] = Counter()
+
+    def share_out(self, jobs: Iterable[Keyed], replicas: Sequence[Replica]) -> dict[int | None, list[Keyed]]:
+        """Jobs by the worker id of their home; under None those that whichever replica is free may take: they have no
+        key, or there is no choice of replicas."""
+        shared: dict[int | None, list[Keyed]] = defaultdict(list)
+        self._forget_old()
+        sent: Counter[int] = Counter()
+
+        def load(replica: Replica) -> int:
+            worker_id = replica.worker_id
+            return replica.in_flight + replica.backlog + self._sent[worker_id] + sent[worker_id]
+
+        for job in jobs:
+            if job[1] and len(replicas) > 1:
+                at = home(job[1], replicas, load).worker_id
+                shared[at].append(job)
+                sent[at] += 1
+            else:
+                shared[None].append(job)
+        self._sent += sent
+        self._recent.append((self._now(), sent))
+        return dict(shared)
+
+    def _forget_old(self) -> None:
+        while self._recent and self._now() - self._recent[0][0] > _UNSEEN_S:
+            self._sent -= self._recent.popleft()[1]

@@ -1,0 +1,89 @@
+"""`tieryard deployments`: what each engine does now, why one does not serve, and what prefix caches save. Works on the
+database and on Redis themselves."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import redis
+import typer
+from rich.console import Console
+
+from tieryard.catalog import Catalog
+from tieryard.cli.fleet import DataDirOption, database, live_metrics
+from tieryard.cli.tables import printable, table
+from tieryard.errors import TieryardError
+from tieryard.metrics import EngineState, Metrics, Replica
+from tieryard.store import reads
+from tieryard.store.reads import PrefixCache
+
+_LOAD = ("limit", "in flight", "backlog", "waits", "KV used", "pre- empted", "TTFT ms")
+_CACHE = ("starts", "prompt tokens", "from cache", "hit rate", "prefill saved")
+
+
+def deployments(
+    data_dir: DataDirOption = None,
+    hours: Annotated[float, typer.Option(min=0.1, max=24 * 366, help="Of starts, for the prefix caches.")] = 24,
+) -> None:
+    """Shows every deployment's replicas (engine state, in-flight limit, load, KV cache), what keeps those that do not
+    serve from it, and what prefix caches saved. Exit code 1 if any does not serve."""
+    try:
+        with live_metrics(data_dir) as (metrics, catalog):
+            found = replicas(metrics, catalog)
+    except redis.RedisError as error:
+        raise TieryardError(f"Redis does not answer: {error}") from error
+    with database(data_dir) as store:
+        caches = reads.prefix_cache(store, since=datetime.now(tz=UTC) - timedelta(hours=hours))
+    console = Console()
+    empty = ("–", "no worker", *("–" for _ in _LOAD))
+    rows = [(name, *(_load(replica) if replica is not None else empty)) for name, replica in found]
+    console.print(table(("deployment", "worker", "engine", *_LOAD), rows, right=_LOAD, folds=("deployment",)))
+    for name, replica in found:
+        if replica is not None and replica.why:
+            said = f"{name}, worker {replica.worker_id}: {printable(replica.why)}"
+            console.print(said, markup=False, highlight=False)
+    if caches:
+        console.print(
+            table(
+                ("deployment", *_CACHE),
+                [_cache(cache) for cache in caches],
+                right=_CACHE,
+                folds=("deployment",),
+                title=f"\nprefix caches, last {hours:g} h",
+            )
+        )
+    if any(replica is None or replica.state is not EngineState.SERVING for _, replica in found):
+        raise typer.Exit(1)
+
+
+def replicas(metrics: Metrics, catalog: Catalog) -> list[tuple[str, Replica | None]]:
+    """Every deployment with each of its replicas; with None where no worker has one."""
+    nobody: list[Replica | None] = [None]
+    return [(name, replica) for name in catalog.deployments for replica in metrics.replicas(name) or nobody]
+
+
+def _load(replica: Replica) -> tuple[str, ...]:
+    load = replica.load
+    server = (f"{load.waiting:,}", f"{load.kv_usage:.0%}", f"{load.preemptions:,}") if load else ("–", "–", "–")
+    return (
+        str(replica.worker_id),
+        str(replica.state),
+        f"{replica.capacity:,}",
+        f"{replica.in_flight:,}",
+        f"{replica.backlog:,}",
+        *server,
+        f"{replica.ttft_ms:,.0f}" if replica.ttft_ms is not None else "–",
+    )
+
+
+def _cache(cache: PrefixCache) -> tuple[str, ...]:
+    saved_s = cache.saved_prefill_s
+    return (
+        cache.deployment,
+        f"{cache.starts:,}",
+        f"{cache.prompt_tokens:,}",
+        f"{cache.cached_tokens:,}",
+        f"{cache.hit_rate:.0%}",
+        "–" if saved_s is None else f"~{saved_s:,.1f} s",
+    )

@@ -1,0 +1,147 @@
+"""One engine's life: it is started, checked, watched and started again; and how many requests it is given at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+
+from tieryard.catalog import REALTIME, AttachedEngine, Catalog, Deployment, VllmEngine, served_model
+from tieryard.engines import Engine
+from tieryard.engines.load import Load
+from tieryard.engines.vetting import TOKENIZER, Expected
+from tieryard.errors import EngineError, UserError
+from tieryard.metrics import EngineState
+from tieryard.telemetry import Event
+from tieryard.tokens import TokenCounter, load_counter
+from workers.steering import Steering
+from workers.yard import Yard
+
+_LOOK_S = 1.0
+_MISSES = 3  # health checks in a row before an engine is taken for dead
+_LONGEST_PAUSE_S = 30.0
+_WARM_UP = 4  # requests
+
+
+class Upkeep:
+    """`up` is whether the engine may be given work; where it is not, `state` and `why` say so to operators."""
+
+    def __init__(self, yard: Yard, name: str, engine: Engine, *, changed: Callable[[], None]) -> None:
+        self._yard, self._name, self._engine = yard, name, engine
+        self._spec = yard.catalog.deployments[name]
+        self._changed = changed
+        self._started = False
+        self._steering = Steering(
+            self._spec.max_in_flight,
+            floor=self._spec.realtime_reserve + 1,
+            ttft_limit_ms=_promised_ms(yard.catalog, self._spec),
+        )
+        self.state = EngineState.STARTING
+        self.why = ""
+        self.load: Load | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.state is EngineState.SERVING
+
+    @property
+    def limit(self) -> int:
+        """Requests to keep in the engine at once."""
+        return self._steering.limit
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """p95 of TTFT at the server itself, where it says so."""
+        return self._steering.ttft_ms
+
+    async def run(self) -> None:
+        """Keeps the engine up, without end."""
+        pause_s = 0.5
+        while True:
+            try:
+                found = await self._rise()
+            except EngineError as error:
+                self._fall(EngineState.DOWN, str(error))
+            else:
+                if not found:
+                    await self._watch()
+                    pause_s = 0.5
+                    continue
+                self._fall(EngineState.UNFIT, "; ".join(found))
+            await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
+            pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def lost(self, why: str) -> None:
+        """A request found the engine dead."""
+        if self.up:
+            self._fall(EngineState.DOWN, why)
+
+    async def _rise(self) -> list[str]:
+        """Starts the engine, unless it runs, and checks it: what keeps it from serving. Raises EngineError."""
+        if not self._started or not await self._engine.healthy():
+            self._started = False
+            await self._engine.start()
+            self._started = True
+            self._steering.restarted()
+        return await self._engine.faults(await self._expected())
+
+    async def _watch(self) -> None:
+        """Returns when the engine is down."""
+        self.state, self.why = EngineState.SERVING, ""
+        self._yard.log.info(Event.ENGINE_READY, limit=self.limit)
+        self._changed()
+        misses = 0
+        while self.up:
+            await asyncio.sleep(_LOOK_S)
+            misses = 0 if await self._engine.healthy() else misses + 1
+            if misses >= _MISSES:
+                self.lost(f"{misses} health checks in a row went unanswered")
+            elif (load := await self._engine.load()) is not None:
+                self._take(load)
+        self.load = None
+
+    def _take(self, load: Load) -> None:
+        self.load = load
+        before = self.limit
+        cut = self._steering.observe(load, now=time.monotonic())
+        if cut is not None:
+            self._yard.log.info(Event.LIMIT_CUT, limit=cut.limit, was=before, why=cut.why)
+        elif self.limit > before:
+            self._changed()  # there is more room
+
+    def _fall(self, state: EngineState, why: str) -> None:
+        was_up = self.up
+        self.state, self.why = state, why[:500]
+        if was_up:
+            self._changed()
+        event = Event.ENGINE_UNFIT if state is EngineState.UNFIT else Event.ENGINE_DOWN
+        self._yard.log.error(event, error=why[:500])
+
+    async def _expected(self) -> Expected:
+        spec, catalog = self._spec, self._yard.catalog
+        engine = spec.engine
+        unchecked = engine.unchecked if isinstance(engine, AttachedEngine | VllmEngine) else frozenset()
+        counter = None if TOKENIZER in unchecked else await asyncio.to_thread(self._counter)
+        return Expected(
+            names=(served_model(spec), *catalog.adapters_of(self._name)),
+            context_limit=spec.context_limit,
+            embeddings=spec.serves == "embeddings",
+            json_schema="json_schema" in spec.capabilities,
+            counter=counter,
+            unchecked=frozenset(unchecked),
+            warm_up=min(_WARM_UP, spec.max_in_flight),
+        )
+
+    def _counter(self) -> TokenCounter:
+        """Raises EngineError when the catalog's tokenizer is not on this machine."""
+        try:
+            return load_counter(self._spec.tokenizer, cache_dir=self._yard.settings.cache_dir)
+        except UserError as error:
+            raise EngineError(f"its tokenizer cannot be checked: {error}") from error
+
+
+def _promised_ms(catalog: Catalog, spec: Deployment) -> float | None:
+    """The TTFT of realtime jobs, where the deployment keeps room for them."""
+    tier = catalog.tiers.get(REALTIME)
+    return float(tier.ttft_ms) if tier is not None and tier.ttft_ms is not None and spec.realtime_reserve else None
