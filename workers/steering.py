@@ -7,6 +7,7 @@ urgent job can pass it nor another replica take it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tieryard.engines.load import Load
@@ -16,6 +17,7 @@ _SPARE = 0.05  # of the limit may wait in the server, so that its batch is full 
 _ROOMY = 0.9  # of the KV cache: below, more may come
 _STALLED_LOOKS = 4  # in a row in which requests wait and no more of them run: the server is full
 _HOLD_S = 10.0  # after a cut, before the limit grows again
+_LONGEST_HOLD_S = 300.0
 _LEAST_SHARE = 0.25  # of the ceiling is kept however slow the first token is
 _FEW = 10  # requests: fewer say nothing of a 95th percentile
 
@@ -40,7 +42,7 @@ class Steering:
         self._exact = float(ceiling)
         self._last: Load | None = None
         self._stalled = 0
-        self._hold_until = 0.0
+        self._hold_s, self._hold_until = _HOLD_S, -math.inf
         self.ttft_ms: float | None = None
         """p95 of TTFT at the server, over the latest look in which enough requests began."""
 
@@ -50,7 +52,8 @@ class Steering:
 
     def restarted(self) -> None:
         """The server is a new one: its counters begin again, and what the last one could hold is not known of it."""
-        self._exact, self._last, self._stalled, self._hold_until = float(self._ceiling), None, 0, 0.0
+        self._exact, self._last, self._stalled = float(self._ceiling), None, 0
+        self._hold_s, self._hold_until = _HOLD_S, -math.inf
         self.ttft_ms = None
 
     def observe(self, load: Load, *, now: float) -> Cut | None:
@@ -66,15 +69,26 @@ class Steering:
         why, holds = overload
         before = self.limit
         self._exact = max(self._floor, min(self._exact, holds))
-        self._hold_until, self._stalled = now + _HOLD_S, 0
+        self._hold(now)
+        self._stalled = 0
         return Cut(self.limit, why) if self.limit < before else None
+
+    def _hold(self, now: float) -> None:
+        """Puts growth off: for longer each time that it led to a cut soon after it was resumed."""
+        since = now - self._hold_until
+        if since >= 2 * self._hold_s:
+            self._hold_s = _HOLD_S
+        elif since >= 0:
+            self._hold_s = min(2 * self._hold_s, _LONGEST_HOLD_S)
+        self._hold_until = now + self._hold_s
 
     def _overload(self, load: Load, last: Load) -> tuple[str, float] | None:
         """(why the server has too much, how many it can hold), if it has."""
         preempted = load.preemptions - last.preemptions
         if preempted > 0:
             used = f"{load.running} run with {load.kv_usage:.0%} of its KV cache used"
-            return f"it preempted {preempted} requests; {used}", min(self._exact * _SHRINK, load.running)
+            holds = load.running if load.waiting else self._exact  # at the tail of a batch fewer run than it holds
+            return f"it preempted {preempted} requests; {used}", min(self._exact * _SHRINK, holds)
         waits = load.waiting > max(1.0, self._exact * _SPARE)
         self._stalled = self._stalled + 1 if waits and load.running <= last.running else 0
         if self._stalled >= _STALLED_LOOKS:

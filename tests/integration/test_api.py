@@ -424,7 +424,7 @@ def run_to_the_end(settings: Settings, store: Store, number: int) -> None:
         [[deployment]] = store.fetch("SELECT deployment FROM job")
         worker = workers.register(store, "infer", deployment=deployment, lease_s=60)
         with store.transaction() as connection:
-            [claimed] = jobs.claim(connection, [number], worker_id=worker, deployment=deployment)
+            [claimed] = jobs.claim(connection, [number], worker_id=worker, deployments=[deployment])
         ending = Ending(
             number, claimed.fence, State.SUCCEEDED, worker, deployment, yard.catalog_hash, claimed.claimed_at,
             wait_ms=3.0, ttft_ms=5.0, latency_ms=9.0, prompt_tokens=34, completion_tokens=2,

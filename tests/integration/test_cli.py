@@ -29,6 +29,7 @@ from tieryard.settings import Settings
 from tieryard.store import Store, batches, keys
 from tieryard.store.finish import finish
 from tieryard.store.keys import Scope
+from tieryard.supervisor import RUNNING
 
 
 @dataclass(frozen=True)
@@ -394,7 +395,8 @@ def test_the_embedded_fleets_database(
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE tieryard TEMPLATE template_fleet")  # by the name that `tieryard up` uses
         try:
-            (tmp_path / "postgres").symlink_to(postgres._server.pgdata)
+            parts = {"database_url": postgres.url_of("tieryard")}
+            (tmp_path / RUNNING).write_text(json.dumps(parts))
             key = run("keys", "create", "x", "--data-dir", str(tmp_path)).out.strip()
             assert f"{key[:7]}…" in run("keys", "list", "--data-dir", str(tmp_path)).out
         finally:

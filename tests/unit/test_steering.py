@@ -1,5 +1,6 @@
 """The in-flight limit against a model of a server: it holds so many requests, queues or preempts the rest."""
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
@@ -65,6 +66,25 @@ def test_a_preemption_cuts_to_what_runs_and_says_so():
     cut = steering.observe(Load(running=20, waiting=44, kv_usage=1.0, preemptions=44), now=1)
     assert cut.limit == steering.limit == 20
     assert "preempted 44 requests; 20 run with 100%" in cut.why
+
+
+def test_a_preemption_that_is_seen_when_few_are_left_does_not_say_that_few_fit():
+    steering = Steering(64)
+    steering.observe(Load(running=64, waiting=0, kv_usage=0.9, preemptions=0), now=0)
+    steering.observe(Load(running=1, waiting=0, kv_usage=0.1, preemptions=3), now=1)
+    assert steering.limit == 57
+
+
+def test_growth_that_led_to_a_cut_is_tried_again_later_and_later():
+    steering, preempted = Steering(20), 0
+    cuts = []
+    for second in range(1000):  # 10 fit; what the cache says lags behind, so that growth always finds out too late
+        preempted += steering.limit > 10
+        if steering.observe(Load(min(steering.limit, 10), 0, kv_usage=0.5, preemptions=preempted), now=second):
+            cuts.append(second)
+    settled = [later - earlier for earlier, later in itertools.pairwise(cuts) if later - earlier > 2]
+    assert settled[:5] == [11, 21, 41, 81, 161]
+    assert set(settled[5:]) <= {301, 302}
 
 
 def test_requests_that_wait_while_more_and_more_run_are_no_overload():
