@@ -128,9 +128,10 @@ class Feeder:
         while not self._stop.is_set():
             try:
                 with lead(self._yard.store, "feeder") as connection:
+                    wait_s = _BUSY_S
                     while connection is not None and not self._stop.is_set():
-                        busy = self.tick(connection)
-                        self._stop.wait(_BUSY_S if busy else _IDLE_S)
+                        wait_s = _BUSY_S if self.tick(connection) else min(2 * wait_s, _IDLE_S)
+                        self._stop.wait(wait_s)
             except StoreError as error:
                 self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
             except BrokerError as error:  # what was released and not published is rescue's
@@ -138,7 +139,8 @@ class Feeder:
             self._stop.wait(1.0)
 
     def tick(self, connection: Connection) -> bool:
-        """One look: release what there is room for, publish it, finish what is done. Whether batches are open."""
+        """One look: release what there is room for, publish it, finish what is done. Whether there was any of that: if
+        not, the next look can wait longer, for the engines take a while over what they have."""
         found = batches.open_batches(connection, self._floors)
         self._floors = {b.id: b.first_job_id + b.released_to if b.lowest is None else b.lowest for b in found}
         by_tier: dict[str, list[OpenBatch]] = defaultdict(list)
@@ -177,7 +179,7 @@ class Feeder:
             with connection.transaction():
                 completed = batches.complete(connection, done)
             self._tell(completed)
-        return bool(found)
+        return bool(advances or done)
 
     def _due(self, tier: str) -> float:
         """When jobs that are released now are due, to whoever orders them next: all of a tier alike, so in the order
