@@ -54,9 +54,11 @@ def get_model(state: StateDep, holder: AnyDep, model: str) -> ModelPublic:  # no
 
 def _models(state: State) -> Iterable[ModelPublic]:
     deployments = state.catalog.deployments
-    yield _model(state, "auto", deployments, None)
-    for size in sorted({str(d.size_class) for d in deployments.values()}):
-        yield _model(state, f"class:{size}", {n: d for n, d in deployments.items() if d.size_class == size}, size)
+    chosen = {name: d for name, d in deployments.items() if not d.named_only}
+    if chosen:
+        yield _model(state, "auto", chosen, None)
+    for size in sorted({str(d.size_class) for d in chosen.values()}):
+        yield _model(state, f"class:{size}", {n: d for n, d in chosen.items() if d.size_class == size}, size)
     for name, deployment in deployments.items():
         yield _model(state, name, {name: deployment}, deployment.size_class)
 

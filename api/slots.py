@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
+import itertools
 from bisect import insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -40,19 +42,27 @@ def server_of(deployment: str, replica: Replica) -> str:
 
 @dataclass(slots=True)
 class _Waiting:
-    """`rank` is its tier's: lower goes first, and among equals whoever came first. `key` is its prefix key."""
+    """`rank` is its tier's: lower goes first, and among equals whoever came first, by `turn`. `key` is its prefix
+    key."""
 
     rank: int
+    turn: int
+    deployment: str
     tried: frozenset[str]
     key: int
     granted: asyncio.Future[Replica] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.rank, self.turn
 
 
 class Slots:
     """Bounds this process's calls at each replica to its capacity; beyond it they wait, those of the most urgent tier
     first, and in a tier first come first served.
 
-    All of it happens on the loop.
+    A deployment and its LoRA adapters share their replicas' engines: their calls fill the same slots, and wait in one
+    order. All of it happens on the loop.
     """
 
     def __init__(self, catalog: Catalog, snapshots: Snapshots, lease: Lease, *, key: str | None) -> None:
@@ -61,9 +71,11 @@ class Slots:
         self._lease = lease
         self._key = key
         self._engines: dict[tuple[str, str], Engine] = {}
-        self._held: Counter[tuple[str, int]] = Counter()  # by deployment and replica
+        self._held: Counter[tuple[str, int]] = Counter()  # by deployment and replica, to tell
+        self._taken: Counter[int] = Counter()  # by replica, whichever deployment the calls are for
         self._users: Counter[tuple[str, str]] = Counter()  # by deployment and URL, as engines are
         self._waiting: dict[str, list[_Waiting]] = defaultdict(list)
+        self._turns = itertools.count()
         urgent_first = sorted(catalog.tiers, key=lambda tier: tier != REALTIME)  # the rest as the catalog has them
         self._ranks = {tier: rank for rank, tier in enumerate(urgent_first)}
         self._published: dict[tuple[str, int], str] = {}
@@ -78,7 +90,7 @@ class Slots:
         found: set[str] = set()
         for deployment, replicas in self._snapshots.live.replicas.items():
             for replica in replicas:
-                (free if self._open(deployment, replica) else found).add(server_of(deployment, replica))
+                (free if self._open(replica) else found).add(server_of(deployment, replica))
         return dict.fromkeys(found - free, "every slot of it is taken")
 
     async def take(
@@ -86,16 +98,16 @@ class Slots:
     ) -> Slot:
         """A slot on a server not among the `tried`: of those that have one free, the home of the prefix `key`, or the
         one with the most room where there is no key. Raises EngineBusyError."""
-        waiting = _Waiting(self._ranks[tier], tried, key)
-        insort(self._waiting[deployment], waiting, key=lambda other: other.rank)
-        self._grant(deployment)  # there may be room: those before it may be unable to use it
+        waiting = _Waiting(self._ranks[tier], next(self._turns), deployment, tried, key)
+        insort(self._waiting[deployment], waiting, key=lambda other: other.order)
+        self._grant([deployment])  # there may be room: those before it may be unable to use it
         try:
             if waiting.granted.done():
                 return self._slot(deployment, waiting.granted.result())
             async with asyncio.timeout(within_s):
                 replica = await waiting.granted
         except BaseException as error:
-            self._leave(deployment, waiting)
+            self._leave(waiting)
             if isinstance(error, TimeoutError):
                 full = f"every slot of {deployment} was taken for {within_s:g} s"
                 raise EngineBusyError(full, retry_after_s=1.0) from None
@@ -107,8 +119,7 @@ class Slots:
 
     async def refresh(self) -> None:
         """After a new snapshot: room may have come, and servers may have gone."""
-        for deployment in list(self._waiting):
-            self._grant(deployment)
+        self._grant(self._waiting)
         alive = {(name, r.url) for name, replicas in self._snapshots.live.replicas.items() for r in replicas}
         gone = [key for key in self._engines if key not in alive and not self._users[key]]
         for engine in [self._engines.pop(key) for key in gone]:
@@ -136,19 +147,21 @@ class Slots:
 
         def load(replica: Replica) -> int:
             ours = replica.calls.get(self._lease.worker_id, 0)  # as it was when published
-            return replica.in_flight - ours + self._held[deployment, replica.worker_id]
+            told = replica.in_flight - ours + self._held[deployment, replica.worker_id]
+            return max(told, self._taken[replica.worker_id])  # our calls for others in its engine are told of late
 
         replicas = self._snapshots.live.replicas.get(deployment, ())
-        open_ = [r for r in replicas if self._open(deployment, r) and server_of(deployment, r) not in tried]
+        open_ = [r for r in replicas if self._open(r) and server_of(deployment, r) not in tried]
         if key and open_:
             return home(key, open_, load)
         return max(open_, key=lambda r: r.capacity - load(r), default=None)
 
-    def _open(self, deployment: str, replica: Replica) -> bool:
-        return self._held[deployment, replica.worker_id] < replica.capacity
+    def _open(self, replica: Replica) -> bool:
+        return self._taken[replica.worker_id] < replica.capacity
 
     def _hold(self, deployment: str, replica: Replica) -> None:
         self._held[deployment, replica.worker_id] += 1
+        self._taken[replica.worker_id] += 1
         self._users[deployment, replica.url] += 1
 
     def _slot(self, deployment: str, replica: Replica) -> Slot:
@@ -159,28 +172,34 @@ class Slots:
 
     def _let_go(self, deployment: str, replica: Replica) -> None:
         self._held[deployment, replica.worker_id] -= 1
+        self._taken[replica.worker_id] -= 1
         self._users[deployment, replica.url] -= 1
-        self._held, self._users = +self._held, +self._users  # forgets what is at zero: workers come and go
-        self._grant(deployment)
+        # Forgets what is at zero: workers come and go.
+        self._held, self._taken, self._users = +self._held, +self._taken, +self._users
+        self._grant(self._waiting)  # room at an engine is room for every deployment it serves
 
-    def _grant(self, deployment: str) -> None:
+    def _grant(self, deployments: Iterable[str]) -> None:
         """Gives room to those who wait, in order; one that may not use what is free lets the next ones pass."""
-        for waiting in list(self._waiting[deployment]):
-            if waiting.granted.done():
-                continue  # it is about to leave
-            if (replica := self._place(deployment, waiting.tried, waiting.key)) is not None:
-                self._waiting[deployment].remove(waiting)
-                self._hold(deployment, replica)
+        queues = {name: list(self._waiting[name]) for name in deployments if self._waiting[name]}
+        full: set[str] = set()
+        for waiting in heapq.merge(*queues.values(), key=lambda waiting: waiting.order):
+            if full == queues.keys():
+                return
+            if waiting.deployment in full or waiting.granted.done():
+                continue  # when done it is about to leave
+            if (replica := self._place(waiting.deployment, waiting.tried, waiting.key)) is not None:
+                self._waiting[waiting.deployment].remove(waiting)
+                self._hold(waiting.deployment, replica)
                 waiting.granted.set_result(replica)
             elif not waiting.tried:
-                return
+                full.add(waiting.deployment)
 
-    def _leave(self, deployment: str, waiting: _Waiting) -> None:
+    def _leave(self, waiting: _Waiting) -> None:
         """Whoever stops waiting may have been given room at that very moment."""
         with contextlib.suppress(ValueError):
-            self._waiting[deployment].remove(waiting)
+            self._waiting[waiting.deployment].remove(waiting)
         if waiting.granted.done() and not waiting.granted.cancelled():
-            self._let_go(deployment, waiting.granted.result())
+            self._let_go(waiting.deployment, waiting.granted.result())
 
 
 async def _close(engine: Engine) -> None:

@@ -101,10 +101,12 @@ def released_batch(store: Store, tenant: int, n: int = 3, **fields: Any) -> list
     return list(range(batch_id + 1, batch_id + n + 1))
 
 
-def route(store: Store, ids: list[int], deployment: str | None = "one", reason: str = "short and plain") -> set[int]:
+def route(
+    store: Store, ids: list[int], deployment: str | None = "one", reason: str = "short and plain", *, key: int = 0
+) -> set[int]:
     with store.transaction() as connection:
         waiting = jobs.load_parcel(connection, ids)
-        decisions = [Routed(w.id, w.fence, deployment, "chat", reason, features()) for w in waiting]
+        decisions = [Routed(w.id, w.fence, deployment, "chat", reason, features(), key) for w in waiting]
         at = jobs.save_snapshot(connection, snapshot(candidate("one")).to_json())
         return jobs.save_decisions(connection, decisions, snapshot_id=at, patience_s=PATIENCE_S)
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 from tieryard.metrics import Replica
 
-_MOST = 1.25  # times the mean load, before a home is passed over (Mirrokni, Thorup, Zadimoghaddam, 2018)
+_MOST = 1.25  # times the mean utilisation, before a home is passed over (Mirrokni, Thorup, Zadimoghaddam, 2018)
 _SLACK = 0.25  # of a replica's capacity, beyond that: where little runs, the mean says little
+_REMEMBERED = 65_536  # keys that came lately
 _UNSEEN_S = (
     1.0  # for so long what was sent may not show in the gauges: they are half a second apart, and read four times
 )
@@ -35,24 +36,27 @@ def _weight(key: int, worker_id: int) -> bytes:
 
 
 def home(key: int, replicas: Sequence[Replica], load: Callable[[Replica], int]) -> Replica:
-    """The first in the key's order that has no more load than its share: 1.25 times the mean, and a little. While some
-    have free slots, the full ones do not count: nobody waits at a home beside an idle engine."""
+    """The first in the key's order that has no more load than its share: for its capacity 1.25 times the mean, and a
+    little. While some have free slots, the full ones do not count: nobody waits at a home beside an idle engine."""
     able = [replica for replica in replicas if load(replica) < replica.capacity] or replicas
-    most = _MOST * sum(map(load, able)) / len(able)
-    return next(r for r in ranked(key, able) if load(r) <= most + _SLACK * r.capacity)
+    most = _MOST * sum(map(load, able)) / sum(replica.capacity for replica in able) + _SLACK
+    return next(r for r in ranked(key, able) if load(r) <= most * r.capacity)
 
 
 class Homes:
-    """Shares keyed jobs out among replicas, and remembers what it sent to each until the gauges show it."""
+    """Shares keyed jobs out among replicas, and remembers what it sent to each until the gauges show it, and which keys
+    came."""
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._recent: deque[tuple[float, Counter[int]]] = deque()
         self._sent: Counter[int] = Counter()
+        self._came: OrderedDict[int, None] = OrderedDict()  # keys, the latest last
 
     def share_out(self, jobs: Iterable[Keyed], replicas: Sequence[Replica]) -> dict[int | None, list[Keyed]]:
         """Jobs by the worker id of their home; under None those that whichever replica is free may take: they have no
-        key, or there is no choice of replicas."""
+        key, or there is no choice of replicas. A key that comes for the first time, and once, is none: a million
+        prompts that share nothing need no homes."""
         shared: dict[int | None, list[Keyed]] = defaultdict(list)
         self._forget_old()
         sent: Counter[int] = Counter()
@@ -61,16 +65,28 @@ class Homes:
             worker_id = replica.worker_id
             return replica.in_flight + replica.backlog + self._sent[worker_id] + sent[worker_id]
 
-        for job in jobs:
-            if job[1] and len(replicas) > 1:
-                at = home(job[1], replicas, load).worker_id
-                shared[at].append(job)
+        jobs = list(jobs)
+        counts = Counter(key for _, key in jobs if key)
+        common = {key for key, n in counts.items() if self._came_before(key) or n > 1}
+        for number, key in jobs:
+            if key in common and len(replicas) > 1:
+                at = home(key, replicas, load).worker_id
+                shared[at].append((number, key))
                 sent[at] += 1
             else:
-                shared[None].append(job)
+                shared[None].append((number, key if key in common else 0))
         self._sent += sent
         self._recent.append((self._now(), sent))
         return dict(shared)
+
+    def _came_before(self, key: int) -> bool:
+        """Whether this key is remembered; from now on it is."""
+        known = key in self._came
+        self._came[key] = None
+        self._came.move_to_end(key)
+        if len(self._came) > _REMEMBERED:
+            self._came.popitem(last=False)
+        return known
 
     def _forget_old(self) -> None:
         while self._recent and self._now() - self._recent[0][0] > _UNSEEN_S:

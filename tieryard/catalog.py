@@ -64,7 +64,7 @@ class Price(_Strict):
     output_usd_per_1m: Usd
 
 
-Check = Literal["stops", "structured_output", "chat_template", "tokenizer"]
+Check = Literal["stops", "structured_output", "chat_template", "tokenizer", "isolation"]
 """What a vLLM server is asked at its start, before it is given work."""
 
 
@@ -109,6 +109,20 @@ FLEET_FLAGS: dict[str, str] = {
 """vLLM's flags that a catalog may not set, each with why."""
 
 
+_KEYS_STAY_OUT = "a secret has no place in a catalog: set it in the infer process's environment, which passes it on"
+FLEET_ENV: dict[str, str] = {
+    "VLLM_API_KEY": FLEET_FLAGS["api_key"],
+    **dict.fromkeys(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"), _KEYS_STAY_OUT),
+}
+"""Environment variables that a catalog may not set for a vLLM, each with why."""
+
+
+def _env_name(name: str) -> str:
+    if (why := FLEET_ENV.get(name)) is not None:
+        raise ValueError(f"is not for the catalog to set: {why}")
+    return name
+
+
 def _flag_name(name: str) -> str:
     if (why := FLEET_FLAGS.get(name)) is not None:
         raise ValueError(f"is not for the catalog to set: {why}")
@@ -137,6 +151,7 @@ def _env_value(value: object) -> object:
 
 FlagName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$"), AfterValidator(_flag_name)]
 FlagValue = Annotated[Any, AfterValidator(_flag_value)]
+EnvName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$"), AfterValidator(_env_name)]
 
 
 class VllmEngine(_Strict):
@@ -150,8 +165,8 @@ class VllmEngine(_Strict):
         default=None, min_length=1, description="Interpreter of the environment that vLLM is installed in."
     )
     flags: dict[FlagName, FlagValue] = Field(default={}, description="vLLM's own, with underscores.")
-    env: dict[Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")], Annotated[str, BeforeValidator(_env_value)]] = (
-        Field(default={}, description="Environment variables for vLLM.")
+    env: dict[EnvName, Annotated[str, BeforeValidator(_env_value)]] = Field(
+        default={}, description="Environment variables for vLLM."
     )
     start_within: Duration = Field(default=timedelta(minutes=15), description="A start that takes longer has failed.")
     unchecked: frozenset[Check] = Field(default=frozenset(), description="Start-up checks to leave out.")
@@ -201,11 +216,19 @@ class Deployment(_Strict):
     capabilities: frozenset[Literal["json_schema", "tools", "logprobs"]] = frozenset()
     serves: Literal["text", "embeddings"] = Field(default="text", description="Completions, or embeddings.")
     quality: float = Field(default=0.5, ge=0, le=1, description="Prior, until it is measured.")
+    auto: bool | None = Field(
+        default=None, description="Whether `auto` and classes may choose it. Default: yes, and no for LoRA adapters."
+    )
 
     @property
     def pinned(self) -> str:
         """Just what answers: the model at its revision."""
         return f"{self.model}@{self.revision}"
+
+    @property
+    def named_only(self) -> bool:
+        """Whether only jobs that name it may go there: what an adapter was tuned for, `auto` cannot know."""
+        return isinstance(self.engine, LoraEngine) if self.auto is None else not self.auto
 
     @property
     def endpoints(self) -> frozenset[str]:

@@ -6,10 +6,12 @@ to an engine runs are keyed: jobs of one run begin with the same prefix.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from tieryard.errors import NotFoundError
+
+_T = TypeVar("_T")
 
 Run = tuple[int, int]
 """`(first, n)`: the ids first … first + n - 1."""
@@ -52,29 +54,20 @@ def read_keyed(runs: Iterable[Sequence[int]]) -> list[KeyedRun]:
     return [(run[0], run[1], run[2] if len(run) > 2 else 0) for run in runs]
 
 
-def cut(runs: Iterable[Run], size: int) -> Iterator[list[Run]]:
-    """Cuts runs into lists of at most `size` ids each, in order."""
-    piece: list[Run] = []
-    room = size
-    for first, n in runs:
-        while n > 0:
-            take = min(n, room)
-            piece.append((first, take))
-            first, n, room = first + take, n - take, room - take
-            if room == 0:
-                yield piece
-                piece, room = [], size
-    if piece:
-        yield piece
+def write_keyed(runs: Iterable[Run | KeyedRun]) -> list[Run | KeyedRun]:
+    """Runs as a message holds them: without a key where there is none, as those who know of no keys read them."""
+    return [run[:2] if run[2:] == (0,) else run for run in runs]
 
 
-def cut_by_key(keyed: Iterable[tuple[int, int]], size: int) -> Iterator[list[KeyedRun]]:
-    """Runs of these (id, key), cut into lists of at most `size` ids each: those of one key stand together, keys in the
-    order in which they come first here."""
-    members: dict[int, set[int]] = {}
+def pieces(members: Iterable[_T], size: int) -> Iterator[list[_T]]:
+    """Lists of at most `size` of these each, in order."""
+    ordered = list(members)
+    return (ordered[i : i + size] for i in range(0, len(ordered), size))
+
+
+def to_keyed_runs(keyed: Iterable[tuple[int, int]]) -> list[KeyedRun]:
+    """Runs of these (id, key): those of one key stand together, keys in the order in which they come first here."""
+    members: dict[int, list[int]] = {}
     for number, key in keyed:
-        members.setdefault(key, set()).add(number)
-    ordered = [(number, key) for key, numbers in members.items() for number in sorted(numbers)]
-    for piece in (ordered[i : i + size] for i in range(0, len(ordered), size)):
-        alike = itertools.groupby(piece, key=lambda pair: pair[1])
-        yield [(first, n, key) for key, pairs in alike for first, n in to_runs(number for number, _ in pairs)]
+        members.setdefault(key, []).append(number)
+    return [(first, n, key) for key, numbers in members.items() for first, n in to_runs(numbers)]

@@ -200,7 +200,6 @@ def _measured(fresh: _Gauges) -> Measured:
         capacity=sum(g["capacity"] for g in fresh.values()),
         in_flight=sum(g["in_flight"] for g in fresh.values()),
         backlog=sum(g["backlog"] for g in fresh.values()),
-        waiting=sum(load["waiting"] for load in loads),
         kv_usage=min((load["kv_usage"] for load in loads), default=None),
     )
 

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 
 from tieryard.catalog import REALTIME
 from tieryard.errors import TieryardError
-from tieryard.ids import KeyedRun, Run, cut, cut_by_key, to_runs
+from tieryard.ids import KeyedRun, Run, pieces, to_keyed_runs, to_runs, write_keyed
 
 EXPAND = "expand"
 """Nudges for the expander: a batch waits. No ids are needed, it looks."""
@@ -51,6 +51,12 @@ def replica_queue(deployment: str, worker_id: int) -> str:
     return f"{model_queue(deployment)}@{worker_id}"
 
 
+def replica_of(queue: str) -> tuple[str, int] | None:
+    """(deployment, worker id) where this is the queue of one replica."""
+    deployment, _, worker_id = queue.removeprefix(model_queue("")).rpartition("@")
+    return (deployment, int(worker_id)) if deployment and worker_id.isdecimal() else None
+
+
 def parcel_size(tier: str) -> int:
     """Jobs a message: one where waiting for others would cost more than it saves."""
     return 1 if tier == REALTIME else 64
@@ -67,19 +73,22 @@ class Parcel:
     runs: list[Run] | list[KeyedRun]
 
     def arguments(self) -> list[Any]:
-        return [self.tier, self.due, self.runs]
+        return [self.tier, self.due, write_keyed(self.runs)]
 
 
 def parcels_to_classify(tier: str, due: float, ids: Iterable[int]) -> list[Parcel]:
-    return [Parcel(tier_queue(tier), "classify", tier, due, p) for p in cut(to_runs(ids), parcel_size(tier))]
+    """Parcels of these ids, in order but inside a parcel."""
+    queue = tier_queue(tier)
+    return [Parcel(queue, "classify", tier, due, to_runs(piece)) for piece in pieces(ids, parcel_size(tier))]
 
 
 def parcels_to_infer(
     deployment: str, tier: str, due: float, keyed: Iterable[tuple[int, int]], *, home: int | None = None
 ) -> list[Parcel]:
-    """Parcels of these (id, prefix key): to their `home` (a replica's worker id), or whichever is free."""
+    """Parcels of these (id, prefix key), in order but inside a parcel, where jobs that begin alike stand together: to
+    their `home` (a replica's worker id), or whichever is free."""
     queue = model_queue(deployment) if home is None else replica_queue(deployment, home)
-    return [Parcel(queue, "infer", tier, due, p) for p in cut_by_key(keyed, parcel_size(tier))]
+    return [Parcel(queue, "infer", tier, due, to_keyed_runs(piece)) for piece in pieces(keyed, parcel_size(tier))]
 
 
 def declare(name: str) -> Queue:

@@ -22,6 +22,7 @@ import httpx
 
 from tieryard.catalog import Catalog, VllmEngine, load_catalog
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
+from tieryard.engines.vllm_server import CLOSE_WITHIN_S
 from tieryard.errors import TieryardError, UserError
 from tieryard.settings import load_settings
 from tieryard.store import Store, keys
@@ -34,7 +35,7 @@ RUNNING = "fleet.json"
 
 _API = "api"
 _READY_WITHIN_S = 120.0  # beyond what an engine is allowed for its start
-_SETTLE_S = 12.0  # beyond a drain, to write endings and let go
+_SETTLE_S = CLOSE_WITHIN_S + 8.0  # beyond a drain: to end a vLLM, to write endings and let go
 _STEADY_S = 10.0  # a process that ran this long is started again at once
 
 

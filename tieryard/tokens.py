@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
 import jinja2.sandbox
 import orjson
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -55,6 +60,10 @@ class TokenCounter:
         """The tokens themselves, as the model reads them; None where the tokenizer or the template is not known."""
         return self._ids(self._render(conversation)) if self._ids is not None and self._render is not None else None
 
+    def rendered(self, conversation: list[dict[str, Any]]) -> str | None:
+        """The text of it, as the chat template writes it; None where that is not known."""
+        return self._render(conversation) if self._render is not None else None
+
     def raw_ids(self, text: str) -> list[int] | None:
         """Of a text that no template surrounds, without a token that begins it; None where no tokenizer is known."""
         return self._ids(text) if self._ids is not None else None
@@ -95,24 +104,67 @@ def load_counter(spec: str, *, cache_dir: Path) -> TokenCounter:
 
 def _template(config_file: Path) -> Callable[[list[dict[str, Any]]], str] | None:
     """The chat template of a tokenizer_config.json, or of the file beside it where newer repositories keep it, rendered
-    as Hugging Face's tokenizers do."""
+    as Hugging Face's tokenizers do. Raises UserError when it is no template."""
     config: dict[str, Any] = orjson.loads(config_file.read_bytes()) if config_file.is_file() else {}
     own_file = config_file.with_name("chat_template.jinja")
-    source = own_file.read_text(encoding="utf-8") if own_file.is_file() else config.get("chat_template")
+    file = own_file if own_file.is_file() else config_file
+    source = own_file.read_text(encoding="utf-8") if file is own_file else config.get("chat_template")
     if not isinstance(source, str):
         return None
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
-    compiled = environment.from_string(source)
+    try:
+        compiled = _environment().from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"{file}: its chat template cannot be read, line {error.lineno}: {error.message}; "
+            "take the one of the model's own repository"
+        ) from None
     special = {k: _text(config.get(k)) for k in ("bos_token", "eos_token")}
 
     def render(conversation: list[dict[str, Any]]) -> str:
         try:
-            return compiled.render(messages=conversation, add_generation_prompt=True, **special)
+            return compiled.render(
+                messages=conversation, tools=None, documents=None, add_generation_prompt=True, **special
+            )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise RequestError(f"the model's chat template refuses it: {error}", param="messages") from None
 
     return render
+
+
+def _environment() -> jinja2.Environment:
+    """What chat templates are written for: whatever is missing here, some model's template uses."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+    )
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks what the model is to have written, for training. Here it is its content and no more."""
+
+    tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body, lineno=line)
+
+
+def _now(format: str) -> str:  # noqa: A002  # templates may name it
+    return datetime.now().astimezone().strftime(format)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own sorts the keys, and escapes what would matter in HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _refuse(message: str) -> None:

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from tieryard.admission import Admission
-from tieryard.affinity import Homes
+from tieryard.affinity import Homes, Keyed
 from tieryard.catalog import REALTIME
 from tieryard.errors import RequestError
 from tieryard.ids import Run, from_runs
+from tieryard.metrics import Replica
 from tieryard.queues import BrokerError, Parcel, parcels_to_infer
 from tieryard.requests import Request, parse_request
 from tieryard.routing import Decision, JobFeatures, Snapshot, decide_many
@@ -41,14 +43,14 @@ class Classifier:
             waiting = jobs.load_parcel(connection, list(from_runs(runs)))
             if not waiting:
                 return 0
-            decisions, keys = self._decide(waiting, snapshot)
+            decisions = self._decide(tier, waiting, snapshot)
             body = snapshot.to_json()
             snapshot_id = self._snapshots.stored_as(body) or jobs.save_snapshot(connection, body)
             routed = jobs.save_decisions(
                 connection, decisions, snapshot_id=snapshot_id, patience_s=self._yard.patience_s
             )
         self._snapshots.remember(body, snapshot_id)
-        self._publish(tier, due, [d for d in decisions if d.job_id in routed], keys)
+        self._publish(tier, due, [d for d in decisions if d.job_id in routed])
         if len(routed) < len(decisions):
             self._yard.nudge_callbacks()
         self._yard.log.debug(
@@ -56,8 +58,9 @@ class Classifier:
         )
         return len(routed)
 
-    def _decide(self, waiting: list[Waiting], snapshot: Snapshot) -> tuple[list[Routed], dict[int, int]]:
-        """A decision for each job, and the prefix keys of those that can be read."""
+    def _decide(self, tier: str, waiting: list[Waiting], snapshot: Snapshot) -> list[Routed]:
+        """A decision for each job, with its prefix key; realtime ones have none, for they go to whichever replica is
+        free first."""
         keys: dict[int, int] = {}
         requests: list[Request] = []
         readable: list[Waiting] = []
@@ -66,7 +69,7 @@ class Classifier:
             try:
                 requests.append(parse_request(job.body))
                 readable.append(job)
-                keys[job.id] = requests[-1].prefix_key(job.tenant_id)
+                keys[job.id] = 0 if tier == REALTIME else requests[-1].prefix_key(job.tenant_id)
             except RequestError as error:  # saved under an older version's rules
                 refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
         features: list[JobFeatures] = []
@@ -81,26 +84,34 @@ class Classifier:
                 except RequestError as error:
                     refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
         decisions: list[Decision] = decide_many(features, snapshot)
-        routed = [
-            Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f)
+        return refused + [
+            Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f, keys[job.id])
             for job, f, d in zip(readable, features, decisions, strict=True)
         ]
-        return refused + routed, keys
 
-    def _publish(self, tier: str, due: float, decisions: list[Routed], keys: dict[int, int]) -> None:
-        """After the commit: to the replicas where jobs that begin alike are at home. Realtime jobs go to whichever is
-        free first. A nudge that is lost here is rescue's to send again."""
-        by_deployment: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    def _publish(self, tier: str, due: float, decisions: list[Routed]) -> None:
+        """After the commit. A nudge that is lost here is rescue's to send again."""
+        by_deployment: dict[str, list[Keyed]] = defaultdict(list)
         for decision in decisions:
             if decision.deployment is not None:
-                key = 0 if tier == REALTIME else keys[decision.job_id]
-                by_deployment[decision.deployment].append((decision.job_id, key))
+                by_deployment[decision.deployment].append((decision.job_id, decision.prefix_key))
         parcels: list[Parcel] = []
         for deployment, keyed in by_deployment.items():
             replicas = self._snapshots.live.replicas.get(deployment, ())
-            for home, members in self._homes.share_out(keyed, replicas).items():
-                parcels += parcels_to_infer(deployment, tier, due, members, home=home)
+            parcels += parcels_home(self._homes, deployment, tier, due, keyed, replicas)
         try:
             self._yard.publisher.publish(parcels)
         except BrokerError as error:
             self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+
+
+def parcels_home(
+    homes: Homes, deployment: str, tier: str, due: float, keyed: Iterable[Keyed], replicas: Sequence[Replica]
+) -> list[Parcel]:
+    """Parcels of these jobs of one deployment and tier, to the replicas where those that begin alike are at home; the
+    others go to the queue that all replicas share. Rescue sends them again by the same rule."""
+    return [
+        parcel
+        for home, members in homes.share_out(keyed, replicas).items()
+        for parcel in parcels_to_infer(deployment, tier, due, members, home=home)
+    ]

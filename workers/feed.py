@@ -151,7 +151,7 @@ class Feeder:
         added: dict[int, int] = {}
         parcels: list[Parcel] = []
         for tier, waiting in by_tier.items():
-            due = self._due(tier)
+            due = self._yard.due(tier)
             rate = self._rates[tier]
             rate.observe(finished_since(self._outstanding.get(tier, {}), waiting))
             granted = floors(waiting)
@@ -180,12 +180,6 @@ class Feeder:
                 completed = batches.complete(connection, done)
             self._tell(completed)
         return bool(advances or done)
-
-    def _due(self, tier: str) -> float:
-        """When jobs that are released now are due, to whoever orders them next: all of a tier alike, so in the order
-        given here. By their own deadlines, a long batch would pass every later one of another tenant again."""
-        known = self._yard.catalog.tiers.get(tier)
-        return time.time() + (known.window.total_seconds() if known is not None else 0.0)
 
     def _tell(self, completed: list[tuple[int, bool]]) -> None:
         """After the commit: a batch that is finished with its jobs, or one that waits to be closed."""

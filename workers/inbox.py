@@ -1,8 +1,8 @@
 """Jobs on their way into an engine, as keyed runs of ids: realtime first, then by due time, and those that begin alike
 together as far as that keeps nobody waiting.
 
-A job may pass others for the sake of its prefix when it is due within a few seconds of the earliest, 64 jobs in a row:
-so the feeder's order stands but for its own window.
+A job may pass others for the sake of its prefix when it is due within the feeder's window of the earliest, 64 jobs in a
+row: so the feeder's order stands but for that window.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from tieryard.catalog import REALTIME
 from tieryard.ids import KeyedRun
 
 _HIGH, _LOW = 50_000, 25_000  # ids; about a megabyte, or ten when no two begin alike
-_WITHIN_S = 4.0  # of the earliest's due time: what the feeder keeps released
 _STREAK = 64  # jobs that begin alike in a row, before the earliest has its turn
 
 
@@ -50,9 +49,13 @@ _Heap = list[tuple[int, float, int, _Entry]]
 
 
 class Inbox:
-    """A queue of keyed runs. It never blocks; `crossed` says when its owner should stop or start taking more."""
+    """A queue of keyed runs. It never blocks; `crossed` says when its owner should stop or start taking more.
 
-    def __init__(self) -> None:
+    What is due no more than `within_s` after the earliest may pass it for its key: what the feeder keeps released.
+    """
+
+    def __init__(self, *, within_s: float = 0.0) -> None:
+        self._within_s = within_s
         self._heap: _Heap = []
         self._alike: dict[int, _Heap] = {}  # the same entries, those that have a key
         self._spent = 0  # entries of the heap that were taken for their key
@@ -116,7 +119,7 @@ class Inbox:
         if not earliest.rank:
             return earliest
         alike = self._alike.get(self._streak)
-        if alike and self._streak_left and alike[0][-1].due <= earliest.due + _WITHIN_S:
+        if alike and self._streak_left and alike[0][-1].due <= earliest.due + self._within_s:
             return alike[0][-1]
         self._streak, self._streak_left = earliest.key, _STREAK
         return earliest

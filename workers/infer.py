@@ -44,6 +44,7 @@ from workers.yard import Yard
 _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
 _POLL_S = 0.5
 _LONGEST_WAIT_S = 60.0  # whatever an engine asks for
+_FORBIDDEN = 403  # what hosted APIs answer to a prompt that they will not have
 _TOLD_S = 2.0  # after which every API process has read that this replica takes nothing, and told of its calls here
 
 
@@ -62,7 +63,7 @@ class Inference:
         self._engine = engine or yard.engine(name)
         self._upkeep = Upkeep(yard, name, self._engine, changed=self._engine_changed)
         self._standing = Standing(yard, self._names)
-        self._inbox = Inbox()
+        self._inbox = Inbox(within_s=yard.settings.window_s)
         self._ready = Inbox()  # claimed, not started: one job each
         self._claimed: dict[int, Claimed] = {}
         self._running: dict[int, asyncio.Task[None]] = {}
@@ -79,6 +80,7 @@ class Inference:
         self._gate_open = self._inbox_open = True
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
+        self._pumps: list[asyncio.Task[None]] = []
         self._thread = threading.Thread(target=self._run_loop, name="inference", daemon=True)
 
     # --- called from Celery's threads ---------------------------------------------------------------
@@ -110,8 +112,8 @@ class Inference:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
-        pumps = [self._loop.create_task(pump()) for pump in (self._upkeep.run, self._feed, self._poll)]
-        for pump in pumps:
+        self._pumps = [self._loop.create_task(pump()) for pump in (self._upkeep.run, self._feed, self._poll)]
+        for pump in self._pumps:
             pump.add_done_callback(self._pump_ended)
         self._loop.run_forever()
 
@@ -209,10 +211,13 @@ class Inference:
             self._gate(wanted)
 
     async def _pass_on_inbox(self) -> None:
+        """To whichever replica serves: what waits here, and on the queue that nobody else consumes."""
         try:
             for tier, due, keyed in self._inbox.take_all():
                 await asyncio.to_thread(self._yard.publisher.publish, parcels_to_infer(self._name, tier, due, keyed))
-        except BrokerError as error:  # rescue sends them again
+            for name in self._names:
+                await asyncio.to_thread(self._yard.empty_own, name, self._yard.worker_id)
+        except (BrokerError, redis.RedisError) as error:  # rescue sends them again
             self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
 
     def _next_ids(self) -> list[int]:
@@ -315,6 +320,8 @@ class Inference:
         if self._alone == job.id:
             self._alone = None
         self._standing.add(job, ending)
+        if job.tier == REALTIME and recording.ttft_ms is not None:
+            self._upkeep.realtime_began(recording.ttft_ms)
         self._writer.put(ending)
         self._start_ready()
         self._wake.set()
@@ -343,9 +350,11 @@ class Inference:
 
     async def _engine_failed(self, job: Claimed, recording: Recording, error: RetryableError) -> Ending:
         """No answer. An engine that is well failed this job; one that is not has died, or was never reached."""
-        if error.sent and await self._engine.healthy():
+        well = await self._engine.healthy() and not self._upkeep.stalled
+        if not well:
+            self._upkeep.doubt()
+        if well and (error.sent or error.status == _FORBIDDEN):
             return self._endings.failed(job, recording, error)
-        self._upkeep.lost(error.message)
         if not error.sent:
             return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
         if job.worker_deaths + 1 >= MAX_WORKER_DEATHS:
@@ -387,8 +396,9 @@ class Inference:
         self._let_go(HandBack.DRAIN, "its worker was stopped", wait_s=0)
         await self._pass_on_inbox()
         await self._empty(deadline)
-        for pump in asyncio.all_tasks() - {asyncio.current_task()}:
+        for pump in self._pumps:  # and no other task: those of the engine must see to its end
             pump.cancel()
+        await asyncio.wait(self._pumps)
         try:
             await self._engine.close()
         except Exception as error:  # what it answered must still be written

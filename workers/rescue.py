@@ -8,22 +8,39 @@ import contextlib
 import time
 import uuid
 from collections import defaultdict
+from dataclasses import dataclass
 
 import redis
 
+from tieryard.affinity import Homes
 from tieryard.job import State
 from tieryard.lease import API
-from tieryard.queues import BrokerError, Parcel, model_queue, parcels_to_classify, parcels_to_infer, replica_queue
+from tieryard.metrics import Replica
+from tieryard.queues import BrokerError, Parcel, model_queue, parcels_to_classify, replica_of
 from tieryard.store import Connection, files, idempotency, rescue
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
+from workers.classify import parcels_home
 from workers.yard import Yard
 
 EPOCH = "tieryard:epoch"
 """A key that exists as long as Redis remembers. Its absence means that every nudge on its way is gone."""
 
-_LATE_S = 60.0  # after a replica has left nobody sends to its queue: its gauge is believed for 5 s
+_LOOKED = "tieryard:queues"
+"""A key that exists for a minute after somebody has looked for queues of replicas that have left."""
+
+_LOOK_EVERY_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Buried:
+    """A worker that was declared dead, with every deployment that it served: its own, then the adapters in its
+    engine."""
+
+    worker_id: int
+    kind: str
+    served: list[str]
 
 
 class Rescuer:
@@ -35,31 +52,34 @@ class Rescuer:
 
     def __init__(self, yard: Yard) -> None:
         self._yard = yard
+        self._homes = Homes()
         self._steady_since = self._swept_at = time.monotonic()
 
     def tick(self) -> None:
         now = time.monotonic()
         if now - self._swept_at > self._yard.settings.lease_s / 2:
             self._steady_since = now
-        sweep(self._yard, bury=now - self._steady_since >= self._yard.settings.lease_s)
+        sweep(self._yard, bury=now - self._steady_since >= self._yard.settings.lease_s, homes=self._homes)
         self._swept_at = time.monotonic()
 
 
-def sweep(yard: Yard, *, bury: bool = True) -> None:
+def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
     """One pass. Skipped when another process is in the middle of one."""
     with lead(yard.store, "rescue") as connection:
         if connection is None:
             return
         with connection.transaction():
-            buried = rescue.bury(connection) if bury else []
-            left = rescue.left_since(connection, seconds=_LATE_S)
+            buried = [
+                Buried(worker_id, kind, [name, *yard.catalog.adapters_of(name)] if name is not None else [])
+                for worker_id, kind, name in (rescue.bury(connection) if bury else [])
+            ]
             moved = rescue.requeue_orphans(connection)
             rerouted = rescue.reroute(connection, yard.catalog.deployments)
             idempotency.forget_old(connection)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
         _forget(yard, buried)
-        _empty_queues(yard, left)
+        _empty_queues(yard, connection)
         if moved or rerouted:
             yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
         if stopped:  # what their callers asked for, or their windows
@@ -70,11 +90,10 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
         if flushed:
             yard.log.warning(Event.BROKER_FLUSHED)
         with connection.transaction():
-            nudges = rescue.due_nudges(
-                connection, patience_s=yard.patience_s, everything=flushed, lost=[d for _, _, d in buried if d]
-            )
+            lost = [name for worker in buried for name in worker.served]
+            nudges = rescue.due_nudges(connection, patience_s=yard.patience_s, everything=flushed, lost=lost)
         try:
-            yard.publisher.publish(_parcels(nudges))
+            yard.publisher.publish(_parcels(yard, nudges, homes or Homes()))
         except BrokerError as error:
             yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
             return
@@ -84,25 +103,32 @@ def sweep(yard: Yard, *, bury: bool = True) -> None:
             yard.log.info(Event.RESCUED, nudged=len(nudges))
 
 
-def _forget(yard: Yard, buried: list[tuple[int, str, str | None]]) -> None:
-    """What dead workers said of their load: it would be too old to count in a moment anyway."""
-    for worker_id, kind, deployment in buried:
-        yard.log.warning(Event.WORKER_DIED, worker=worker_id, kind=kind, deployment=deployment)
+def _forget(yard: Yard, buried: list[Buried]) -> None:
+    """What dead workers said of their load, which would be too old to count in a moment anyway; and what is on their
+    own queues goes where the others look."""
+    for worker in buried:
+        deployment = next(iter(worker.served), None)
+        yard.log.warning(Event.WORKER_DIED, worker=worker.worker_id, kind=worker.kind, deployment=deployment)
         with contextlib.suppress(redis.RedisError):
-            if deployment is not None:
-                yard.metrics.withdraw_gauge(deployment, worker_id)
-            for name in yard.catalog.deployments if kind == API else ():
-                yard.metrics.forget_calls(name, api=worker_id)
+            for name in worker.served:
+                yard.metrics.withdraw_gauge(name, worker.worker_id)
+                yard.empty_own(name, worker.worker_id)
+            for name in yard.catalog.deployments if worker.kind == API else ():
+                yard.metrics.forget_calls(name, api=worker.worker_id)
 
 
-def _empty_queues(yard: Yard, left: list[tuple[int, str]]) -> None:
-    """What is on the own queues of replicas that have left goes where the others look. A classifier may send them
-    more for a moment, until it has heard."""
+def _empty_queues(yard: Yard, connection: Connection) -> None:
+    """Own queues of replicas that have left, once a minute, however they left: a classifier may have sent them more
+    until it had heard. Which workers live is asked after the look, so a replica that is new is among them."""
     with contextlib.suppress(redis.RedisError):  # what it has forgotten is published again
-        for worker_id, deployment in left:
-            for name in (deployment, *yard.catalog.adapters_of(deployment)):
-                while yard.redis.lmove(replica_queue(name, worker_id), model_queue(name), "RIGHT", "LEFT"):
-                    pass
+        if not yard.redis.set(_LOOKED, 1, nx=True, ex=_LOOK_EVERY_S):
+            return
+        names = yard.redis.scan_iter(match=f"{model_queue('*')}@*", count=1000)
+        found = [owner for name in names if (owner := replica_of(name.decode())) is not None]
+        living = rescue.living(connection, {worker_id for _, worker_id in found})
+        for deployment, worker_id in found:
+            if worker_id not in living:
+                yard.empty_own(deployment, worker_id)
 
 
 def _stop_all(connection: Connection) -> int:
@@ -115,16 +141,27 @@ def _stop_all(connection: Connection) -> int:
     return ended
 
 
-def _parcels(nudges: list[Nudge]) -> list[Parcel]:
-    """Parcels by where the jobs wait, due when the first of them is."""
+def _parcels(yard: Yard, nudges: list[Nudge], homes: Homes) -> list[Parcel]:
+    """Parcels by where the jobs wait, in the order given: due as if they were given out now, so behind what is waiting
+    there, and to the same homes as the first time."""
     groups: dict[tuple[str, str, str | None], list[Nudge]] = defaultdict(list)
     for nudge in nudges:
         groups[nudge.state, nudge.tier, nudge.deployment].append(nudge)
+    replicas = _replicas(yard) if any(nudge.prefix_key for nudge in nudges) else {}
     parcels: list[Parcel] = []
     for (state, tier, deployment), members in groups.items():
-        due = min(n.deadline for n in members).timestamp()
+        due = yard.due(tier)
         if state == State.ROUTED and deployment is not None:
-            parcels += parcels_to_infer(deployment, tier, due, ((n.id, 0) for n in members))
+            keyed = [(n.id, n.prefix_key) for n in members]
+            parcels += parcels_home(homes, deployment, tier, due, keyed, replicas.get(deployment, ()))
         else:
-            parcels += parcels_to_classify(tier, due, (n.id for n in members))
+            parcels += parcels_to_classify(tier, due, [n.id for n in members])
     return parcels
+
+
+def _replicas(yard: Yard) -> dict[str, list[Replica]]:
+    """Those that serve, by deployment; without Redis nothing can be published either."""
+    try:
+        return yard.metrics.read(yard.catalog).replicas
+    except redis.RedisError:
+        return {}

@@ -8,6 +8,7 @@ urgent job can pass it nor another replica take it.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 
 from tieryard.engines.load import Load
@@ -18,8 +19,11 @@ _ROOMY = 0.9  # of the KV cache: below, more may come
 _STALLED_LOOKS = 4  # in a row in which requests wait and no more of them run: the server is full
 _HOLD_S = 10.0  # after a cut, before the limit grows again
 _LONGEST_HOLD_S = 300.0
+_MIXED_S = 60.0  # after counters fell without a restart: there are several servers behind one address
 _LEAST_SHARE = 0.25  # of the ceiling is kept however slow the first token is
 _FEW = 10  # requests: fewer say nothing of a 95th percentile
+_HELPED = 0.95  # of what TTFT was: a cut that does not even bring that is taken back
+_GIVEN_UP_S = 300.0  # then it is not the load that is slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +37,49 @@ class Cut:
 class Steering:
     """The in-flight limit of one engine, between `floor` and `ceiling`; it starts at the ceiling.
 
-    `ttft_limit_ms` is what the deployment's realtime jobs are promised, None where it keeps nothing for them.
+    `promised_ms` is the TTFT that the deployment's realtime jobs are promised, None where it keeps nothing for them.
+    It is held against what those jobs see, and not against the server's histogram: that counts prompts of bulk jobs,
+    which take as long as they are, whatever the limit is.
     """
 
-    def __init__(self, ceiling: int, *, floor: int = 1, ttft_limit_ms: float | None = None) -> None:
-        self._ceiling, self._floor = ceiling, floor
-        self._ttft_limit_ms = ttft_limit_ms
-        self._exact = float(ceiling)
+    def __init__(self, ceiling: int, *, floor: int = 1, promised_ms: float | None = None) -> None:
+        self._ceiling, self._floor, self._promised_ms = ceiling, floor, promised_ms
+        self.ttft_ms: float | None = None
+        """p95 of TTFT at the server, over the latest look in which enough requests began."""
+        self.restarted()
+
+    def restarted(self) -> None:
+        """The server is a new one: its counters begin again, and what the last one could hold is not known of it."""
+        self._exact = float(self._ceiling)
         self._last: Load | None = None
         self._stalled = 0
         self._hold_s, self._hold_until = _HOLD_S, -math.inf
-        self.ttft_ms: float | None = None
-        """p95 of TTFT at the server, over the latest look in which enough requests began."""
+        self._mixed_until = -math.inf
+        self._seen_ms: list[float] = []  # TTFT of realtime jobs since the last verdict on them
+        self._seen_from = -math.inf
+        self._tried: tuple[float, float] | None = None  # (limit, TTFT) before the latest cut for their sake
+        self.ttft_ms = None
 
     @property
     def limit(self) -> int:
         return int(self._exact)
 
-    def restarted(self) -> None:
-        """The server is a new one: its counters begin again, and what the last one could hold is not known of it."""
-        self._exact, self._last, self._stalled = float(self._ceiling), None, 0
-        self._hold_s, self._hold_until = _HOLD_S, -math.inf
-        self.ttft_ms = None
+    def realtime_began(self, ttft_ms: float, *, now: float) -> None:
+        """What one realtime job saw. Those that began under a limit just cut say nothing of the new one."""
+        if self._promised_ms is not None and now >= self._seen_from:
+            self._seen_ms.append(ttft_ms)
 
     def observe(self, load: Load, *, now: float) -> Cut | None:
         """Takes a look into account: the cut that it led to, if one. `now` is monotonic seconds."""
         last, self._last = self._last, load
         if last is None:
             return None
-        overload = self._overload(load, last)
+        if load.preemptions < last.preemptions or _began(load) < _began(last):
+            self._mixed_until = now + _MIXED_S
+            return None
+        if _began(load) - _began(last) >= _FEW:
+            self.ttft_ms = load.ttft_ms_since(last, 0.95)
+        overload = self._overload(load, last, now) or self._broken_promise(now)
         if overload is None:
             if self._has_room(load) and now >= self._hold_until:
                 self._exact = min(self._ceiling, self._exact + max(1.0, self._exact * _SPARE))
@@ -82,10 +100,10 @@ class Steering:
             self._hold_s = min(2 * self._hold_s, _LONGEST_HOLD_S)
         self._hold_until = now + self._hold_s
 
-    def _overload(self, load: Load, last: Load) -> tuple[str, float] | None:
+    def _overload(self, load: Load, last: Load, now: float) -> tuple[str, float] | None:
         """(why the server has too much, how many it can hold), if it has."""
         preempted = load.preemptions - last.preemptions
-        if preempted > 0:
+        if preempted > 0 and now >= self._mixed_until:
             used = f"{load.running} run with {load.kv_usage:.0%} of its KV cache used"
             holds = load.running if load.waiting else self._exact  # at the tail of a batch fewer run than it holds
             return f"it preempted {preempted} requests; {used}", min(self._exact * _SHRINK, holds)
@@ -93,15 +111,26 @@ class Steering:
         self._stalled = self._stalled + 1 if waits and load.running <= last.running else 0
         if self._stalled >= _STALLED_LOOKS:
             return f"{load.waiting} requests wait in it while {load.running} run", load.running * (1 + _SPARE)
-        if _began(load) - _began(last) >= _FEW:
-            self.ttft_ms = load.ttft_ms_since(last, 0.95)
-            promised, least = self._ttft_limit_ms, self._ceiling * _LEAST_SHARE
-            if promised is not None and (self.ttft_ms or 0) > promised and self._exact > least:
-                return (
-                    f"TTFT is {self.ttft_ms:g} ms at p95, and realtime is promised {promised:g}",
-                    self._exact * _SHRINK,
-                )
         return None
+
+    def _broken_promise(self, now: float) -> tuple[str, float] | None:
+        """(why realtime jobs are late, how many requests may be beside them), if a smaller limit may help them."""
+        if self._promised_ms is None or len(self._seen_ms) < _FEW:
+            return None
+        seen_ms = statistics.quantiles(self._seen_ms, n=20)[-1]
+        self._seen_ms.clear()
+        tried, self._tried = self._tried, None
+        if seen_ms <= self._promised_ms:
+            return None
+        if tried is not None and seen_ms > _HELPED * tried[1]:
+            self._exact, self._seen_from = max(self._exact, tried[0]), now + _GIVEN_UP_S
+            return None
+        least = self._ceiling * _LEAST_SHARE
+        if self._exact <= least:
+            return None
+        self._tried, self._seen_from = (self._exact, seen_ms), now + _HOLD_S
+        why = f"realtime jobs see a TTFT of {seen_ms:.0f} ms at p95, and are promised {self._promised_ms:g}"
+        return why, max(least, self._exact * _SHRINK)
 
     def _has_room(self, load: Load) -> bool:
         """Whether the limit is what keeps more from coming, and the server could take it."""

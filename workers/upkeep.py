@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -19,8 +20,12 @@ from workers.steering import Steering
 from workers.yard import Yard
 
 _LOOK_S = 1.0
+_LOOK_AGAIN_S = 0.2  # after a miss
 _MISSES = 3  # health checks in a row before an engine is taken for dead
+_STALLED_S = 60.0  # without a token before one that answers is started again
+_FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
+_STEADY_S = 30.0  # an engine that has served so long is started again at once
 _WARM_UP = 4  # requests
 
 
@@ -32,10 +37,13 @@ class Upkeep:
         self._spec = yard.catalog.deployments[name]
         self._changed = changed
         self._started = False
+        self._fit: float | None = None  # the server that passed its checks, by the time of its start
+        self._idle_since: float | None = None
+        self._doubted = asyncio.Event()
         self._steering = Steering(
             self._spec.max_in_flight,
             floor=self._spec.realtime_reserve + 1,
-            ttft_limit_ms=_promised_ms(yard.catalog, self._spec),
+            promised_ms=_promised_ms(yard.catalog, self._spec),
         )
         self.state = EngineState.STARTING
         self.why = ""
@@ -55,9 +63,22 @@ class Upkeep:
         """p95 of TTFT at the server itself, where it says so."""
         return self._steering.ttft_ms
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the server has made no token for a while though it has requests, whatever else it answers."""
+        return self._standstill_s() > _STALLED_S / 2
+
+    def doubt(self) -> None:
+        """A request found the engine dead: it is looked at at once."""
+        self._doubted.set()
+
+    def realtime_began(self, ttft_ms: float) -> None:
+        """What a realtime job saw."""
+        self._steering.realtime_began(ttft_ms, now=time.monotonic())
+
     async def run(self) -> None:
         """Keeps the engine up, without end."""
-        pause_s = 0.5
+        pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 found = await self._rise()
@@ -65,26 +86,31 @@ class Upkeep:
                 self._fall(EngineState.DOWN, str(error))
             else:
                 if not found:
+                    began = time.monotonic()
                     await self._watch()
-                    pause_s = 0.5
-                    continue
-                self._fall(EngineState.UNFIT, "; ".join(found))
+                    if time.monotonic() - began > _STEADY_S:
+                        pause_s = _FIRST_PAUSE_S
+                else:
+                    self._fall(EngineState.UNFIT, "; ".join(found))
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def lost(self, why: str) -> None:
-        """A request found the engine dead."""
-        if self.up:
-            self._fall(EngineState.DOWN, why)
-
     async def _rise(self) -> list[str]:
-        """Starts the engine, unless it runs, and checks it: what keeps it from serving. Raises EngineError."""
+        """Starts the engine, unless it runs, and checks it, unless it is the one that was checked: what keeps it from
+        serving. Raises EngineError."""
         if not self._started or not await self._engine.healthy():
             self._started = False
+            self._fit = None
             await self._engine.start()
             self._started = True
             self._steering.restarted()
-        return await self._engine.faults(await self._expected())
+        load = await self._engine.load()
+        server = load.started_at if load is not None else None
+        if server is None or server != self._fit:
+            if found := await self._engine.faults(await self._expected()):
+                return found
+            self._fit = server
+        return []
 
     async def _watch(self) -> None:
         """Returns when the engine is down."""
@@ -92,27 +118,38 @@ class Upkeep:
         self._yard.log.info(Event.ENGINE_READY, limit=self.limit)
         self._changed()
         misses = 0
-        while self.up:
-            await asyncio.sleep(_LOOK_S)
+        self._idle_since, self._doubted = None, asyncio.Event()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._doubted.wait(), _LOOK_S if not misses else _LOOK_AGAIN_S)
+            self._doubted.clear()
             misses = 0 if await self._engine.healthy() else misses + 1
             if misses >= _MISSES:
-                self.lost(f"{misses} health checks in a row went unanswered")
-            elif (load := await self._engine.load()) is not None:
+                return self._fall(EngineState.DOWN, f"{misses} health checks in a row went unanswered")
+            if (load := await self._engine.load()) is not None:
                 self._take(load)
-        self.load = None
+            if self._standstill_s() > _STALLED_S:
+                self._started = False  # it answers, and yet only a new one will do
+                return self._fall(EngineState.DOWN, f"it has made no token for {_STALLED_S:g} s, with requests in it")
 
     def _take(self, load: Load) -> None:
+        now, before, last = time.monotonic(), self.limit, self.load
+        stands = last is not None and load.running > 0 and load.tokens == last.tokens
+        self._idle_since = (self._idle_since or now) if stands else None
         self.load = load
-        before = self.limit
-        cut = self._steering.observe(load, now=time.monotonic())
+        cut = self._steering.observe(load, now=now)
         if cut is not None:
             self._yard.log.info(Event.LIMIT_CUT, limit=cut.limit, was=before, why=cut.why)
         elif self.limit > before:
             self._changed()  # there is more room
 
+    def _standstill_s(self) -> float:
+        return 0.0 if self._idle_since is None else time.monotonic() - self._idle_since
+
     def _fall(self, state: EngineState, why: str) -> None:
         was_up = self.up
         self.state, self.why = state, why[:500]
+        self.load = None
         if was_up:
             self._changed()
         event = Event.ENGINE_UNFIT if state is EngineState.UNFIT else Event.ENGINE_DOWN

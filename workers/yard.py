@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from tieryard.engines import Engine
 from tieryard.engines.opening import open_engine
 from tieryard.lease import Lease
 from tieryard.metrics import Metrics
-from tieryard.queues import CALLBACKS, BrokerError, Publisher, declare, make_celery
+from tieryard.queues import CALLBACKS, BrokerError, Publisher, declare, make_celery, model_queue, replica_queue
 from tieryard.settings import Settings
 from tieryard.store import Store
 from tieryard.telemetry import Event
@@ -58,6 +59,12 @@ class Yard:
         """How long a nudge may be on its way before rescue takes it for lost: two windows."""
         return 2 * self.settings.window_s
 
+    def due(self, tier: str) -> float:
+        """When jobs that are given out now are due (epoch seconds), to whoever orders them next: all of a tier alike,
+        so in the order given. By their own deadlines, a long batch would pass every later one of another tenant."""
+        known = self.catalog.tiers.get(tier)
+        return time.time() + (known.window.total_seconds() if known is not None else 0.0)
+
     def admission(self) -> Admission:
         return Admission(self.catalog, cache_dir=self.settings.cache_dir)
 
@@ -66,6 +73,15 @@ class Yard:
         key = self.settings.engine_key
         secret = key.get_secret_value() if key is not None else None
         return open_engine(self.catalog, name, key=secret, cache_dir=self.settings.cache_dir)
+
+    def empty_own(self, deployment: str, worker_id: int) -> None:
+        """A replica's own queue onto the one that all share; where the catalog has lost the deployment nobody consumes
+        that, and its jobs are routed again. Raises redis.RedisError."""
+        own = replica_queue(deployment, worker_id)
+        if deployment not in self.catalog.deployments:
+            self.redis.delete(own)
+        while self.redis.lmove(own, model_queue(deployment), "RIGHT", "LEFT"):
+            pass
 
     def nudge_callbacks(self) -> None:
         """Tells the callback worker that something is owed. Beat tells it too, so a lost nudge only delays."""

@@ -42,5 +42,5 @@ class Figure:
     def _beside(
         cls, figure: str, unit: str, value: float, spread: float | None, peer: str, peer_value: float, n: int
     ) -> Self:
-        ratio = round(value / peer_value, 2)
+        ratio = round(value / peer_value, 3)
         return cls(figure, unit, round(value, 2), spread, peer, round(peer_value, 2), ratio, n)

@@ -25,6 +25,9 @@ from tieryard.telemetry import configure
 
 OUT = Path("build/bench-vllm.json")
 PACKAGES = ("tieryard", "celery", "httpx", "aiohttp", "httpx-aiohttp", "fastapi", "psycopg")
+LEAST_RATIO = 0.97
+"""Of the fleet's throughput to its peer's: below, the run fails."""
+
 ROUNDS = 3
 CONCURRENCY = 32
 JOBS = 12 * CONCURRENCY
@@ -175,6 +178,8 @@ def main() -> None:
         more, facts = prefills(work)
     report(OUT, figures + more, PACKAGES, {"vllm": facts.version})
     print(f"vLLM {facts.version} by default: chunked prefill {'on' if facts.chunked_prefill else 'off'}.")
+    if short := [f"{f.figure}: {f.ratio} of {f.peer}" for f in figures if f.ratio < LEAST_RATIO]:
+        raise SystemExit(f"less than {LEAST_RATIO}: {', '.join(short)}")
 
 
 if __name__ == "__main__":

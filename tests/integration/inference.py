@@ -37,6 +37,7 @@ class ScriptedEngine:
     says: Load | None = None
     """What it says of its own load."""
     starts: int = 0
+    checks: int = 0
     expected: Expected | None = None
     models: set[str | None] = field(default_factory=set)
     running: set[str] = field(default_factory=set)
@@ -52,6 +53,7 @@ class ScriptedEngine:
 
     async def faults(self, expected: Expected) -> list[str]:
         self.expected = expected
+        self.checks += 1
         return self.unfit
 
     async def load(self) -> Load | None:
@@ -63,7 +65,7 @@ class ScriptedEngine:
     async def close(self) -> None:
         pass
 
-    async def stream(self, body: dict[str, Any]) -> Stream:
+    async def stream(self, body: dict[str, Any]) -> Stream:  # noqa: C901  # a case a word
         prompt = body["messages"][-1]["content"]
         self.models.add(body.get("model"))
         self.running.add(prompt)
@@ -73,6 +75,8 @@ class ScriptedEngine:
             match prompt.split()[0]:
                 case "refuse":
                     raise BadRequestError("no")
+                case "forbid":
+                    raise EngineDownError("no", status=403, sent=False)
                 case "busy":
                     raise EngineBusyError("full", retry_after_s=0.2)
                 case "timeout":
@@ -141,12 +145,17 @@ class Bench:
 
 @contextlib.contextmanager
 def inference(
-    settings: Settings, tenant: int, *, deployment: str = "short", unfit: list[str] | None = None
+    settings: Settings,
+    tenant: int,
+    *,
+    deployment: str = "short",
+    unfit: list[str] | None = None,
+    engine: ScriptedEngine | None = None,
 ) -> Iterator[Bench]:
     """A running worker of this deployment."""
     yard = Yard("infer", settings, consume=[f"model.{deployment}"], deployment=deployment)
     yard.join()
-    engine = ScriptedEngine(unfit=unfit or [])
+    engine = engine or ScriptedEngine(unfit=unfit or [])
     worker = Inference(yard, deployment, engine=engine)
     bench = Bench(yard, engine, worker, Classifier(yard, yard.admission()), tenant)
     worker.start(bench.gates.append)

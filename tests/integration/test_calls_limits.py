@@ -20,7 +20,7 @@ from tests import factories as make
 from tests.conftest import eventually
 from tests.gateway import KEY, Engines, Gateway, asked, gateway
 from tieryard import rates
-from tieryard.engines import openai_http
+from tieryard.engines import openai_http, sse
 from tieryard.errors import EngineDownError
 from tieryard.settings import Settings
 from tieryard.store import Store
@@ -287,10 +287,10 @@ async def parts(*given: bytes) -> AsyncIterator[bytes]:
 
 
 async def test_a_line_in_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_http, "_LONGEST_LINE", 8)
+    monkeypatch.setattr(sse, "_LONGEST_LINE", 8)
 
     async def lines(*given: bytes) -> list[bytes]:
-        return [line async for line in openai_http._lines(httpx.Response(200, content=parts(*given)))]
+        return [line async for line in sse._lines(httpx.Response(200, content=parts(*given)))]
 
     assert await lines(b"a", b"b\nc", b"\n", b"\n\nd", b"e") == [b"ab", b"c", b"", b"", b"de"]
     assert await lines(b"12345678\n12345678\n", b"12345678") == [b"12345678"] * 3

@@ -214,7 +214,8 @@ def test_a_form_in_no_known_charset_is_refused(client: TestClient) -> None:
 
 def test_a_request_is_known_by_what_it_asks() -> None:
     asked = {"url": "/v1/chat/completions", "body": {"model": "auto", "seed": 1, "messages": []}}
-    same = {"custom_id": "b", "body": {"messages": [], "seed": 1, "model": "auto", "metadata": {"a": "b"}}}
+    apart = {"metadata": {"a": "b"}, "prompt_cache_key": "session 1"}
+    same = {"custom_id": "b", "body": {"messages": [], "seed": 1, "model": "auto", **apart}}
     known = request_hash(1, asked)
     assert known == request_hash(1, {**asked, **same})
     assert known is not None

@@ -230,6 +230,19 @@ def test_a_nudge_that_comes_twice_runs_once(bench: Bench) -> None:
     assert [p for p, _ in bench.engine.seen] == ["hello", "hello again"]
 
 
+@pytest.mark.parametrize(("window_s", "order"), [(20.0, [1, 3, 2]), (10.0, [1, 2, 3])])
+def test_the_inbox_may_reorder_what_the_feeder_keeps_released(
+    settings: Settings, store: Store, window_s: float, order: list[int]
+) -> None:
+    yard = Yard("infer", settings.model_copy(update={"window_s": window_s}), consume=[], deployment="short")
+    worker = Inference(yard, "short", engine=ScriptedEngine())
+    worker._take("batch", 0.0, [(1, 1, 7), (2, 1, 8)])
+    worker._take("batch", 19.0, [(3, 1, 7)])
+    assert worker._inbox.pop(3, realtime=0) == order
+    worker._loop.close()
+    yard.leave()
+
+
 def test_drain_finishes_what_runs_and_hands_the_rest_back(settings: Settings, store: Store, tenant: int) -> None:
     yard = Yard("infer", settings.model_copy(update={"drain_s": 0.2}), consume=["model.short"], deployment="short")
     yard.join()

@@ -1,12 +1,26 @@
-"""Migrations make what the models declare."""
+"""Migrations make what the models declare, beside a fleet at work and one at a time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
+import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlmodel import SQLModel
 
+from tests import factories as make
+from tests.conftest import eventually
+from tieryard.embedded import EmbeddedPostgres
 from tieryard.store import Store, schema
-from tieryard.store.migrate import is_current, migrate
+from tieryard.store.finish import finish
+from tieryard.store.migrate import _config, is_current, migrate
 
 
 def test_migrations_equal_models(store: Store) -> None:
@@ -21,3 +35,58 @@ def test_migrating_twice_changes_nothing(database_url: str) -> None:
     migrate(database_url)
     with psycopg.connect(database_url) as connection:
         assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+
+
+@pytest.fixture
+def empty_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database without tables."""
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE empty")
+        yield postgres.url_of("empty")
+        connection.execute("DROP DATABASE empty WITH (FORCE)")
+
+
+def test_two_that_migrate_at_once_both_come_to_an_end(empty_url: str) -> None:
+    """An index made concurrently waits for every statement under way: the other's wait must not be one."""
+    code = "import sys; from tieryard.store.migrate import migrate; migrate(sys.argv[1])"
+    both = [subprocess.Popen([sys.executable, "-c", code, empty_url], env=dict(os.environ)) for _ in range(2)]
+    try:
+        assert [process.wait(60) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    store = Store(empty_url)
+    assert is_current(store)
+    store.close()
+
+
+def is_valid(store: Store) -> list[tuple[bool]]:
+    return store.fetch("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('timing_by_end')")
+
+
+def test_jobs_finish_while_the_index_of_timings_is_made(store: Store, tenant: int, database_url: str) -> None:
+    first, second = make.running(store, tenant, 2)
+    command.downgrade(_config(database_url), "0002")
+    assert is_valid(store) == []
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as pool:
+        with store.transaction() as long:
+            finish(long, [make.ending(first)])
+            migrating = pool.submit(migrate, database_url)
+            eventually(lambda: store.fetch(waiting), what="the index's wait for the long transaction")
+            with store.transaction() as other:
+                other.execute("SET LOCAL lock_timeout = '5s'")
+                assert finish(other, [make.ending(second)]).ended == {second.id}
+        migrating.result(30)
+    assert is_valid(store) == [(True,)]
+
+
+def test_an_index_that_was_left_half_made_is_made_again(store: Store, database_url: str) -> None:
+    command.downgrade(_config(database_url), "0002")
+    with store.transaction() as connection:
+        connection.execute("CREATE INDEX timing_by_end ON timing (ended_at)")
+    store.fetch("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'timing_by_end'::regclass RETURNING 1")
+    migrate(database_url)
+    assert is_valid(store) == [(True,)]
+    test_migrations_equal_models(store)

@@ -235,6 +235,16 @@ def test_a_lost_broker_brings_back_all_that_was_released_and_nothing_else(
     }
 
 
+def test_nudges_keep_their_keys_and_the_order_in_which_they_were_given_out(store: Store, tenant: int) -> None:
+    early, late, plain = make.save_jobs(store, tenant, 3)
+    make.route(store, [late], key=7)
+    make.route(store, [early], key=2**32 - 1)
+    make.route(store, [plain])
+    assert make.column(store, "prefix_key", [early, late, plain]) == [2**32 - 1, 7, None]
+    found = [(n.id, n.prefix_key) for n in nudges(store, everything=True)]
+    assert found == [(late, 7), (early, 2**32 - 1), (plain, 0)]
+
+
 def test_rescue_waits_for_nobodys_rows(store: Store, tenant: int) -> None:
     """A lock in some other order would be a deadlock; what is held now is left for the next sweep."""
     held, _free = make.save_jobs(store, tenant, 2, window_s=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import orjson
@@ -10,11 +11,11 @@ import redis
 from typer.testing import CliRunner
 
 from tests.conftest import eventually
-from tests.integration.inference import Bench, inference
+from tests.integration.inference import Bench, ScriptedEngine, inference
 from tieryard.cli.main import cli
 from tieryard.engines.load import Load
 from tieryard.metrics import EngineState, Metrics, Replica
-from tieryard.queues import Parcel
+from tieryard.queues import Parcel, model_queue, replica_queue
 from tieryard.settings import Settings
 from tieryard.snapshots import Snapshots
 from tieryard.store import Store
@@ -97,7 +98,7 @@ def test_the_limit_falls_to_what_the_engine_holds_and_everybody_sees_it(bench: B
     assert found is not None
     assert found.load == bench.engine.says
     live = bench.yard.metrics.read(bench.yard.catalog)
-    assert (live.gauges["short"].capacity, live.gauges["short"].waiting, live.gauges["short"].kv_usage) == (9, 20, 0.97)
+    assert (live.gauges["short"].capacity, live.gauges["short"].kv_usage) == (9, 0.97)
     reserve = bench.yard.catalog.deployments["short"].realtime_reserve
     bench.bring(*(f"wait {i}" for i in range(full)), tier="bulk")
     eventually(lambda: len(bench.engine.running) == 9 - reserve, what="a full engine")
@@ -112,7 +113,7 @@ def test_a_limit_that_grows_lets_waiting_jobs_start(bench: Bench, monkeypatch: p
     monkeypatch.setattr("workers.steering._HOLD_S", 0.0)
     bench.engine.says = Load(running=64, waiting=0, kv_usage=1.0, preemptions=0)
     eventually(lambda: (r := replica(bench)) and r.load is not None, what="a look")
-    bench.engine.says = Load(running=5, waiting=0, kv_usage=1.0, preemptions=1)
+    bench.engine.says = Load(running=5, waiting=1, kv_usage=1.0, preemptions=1)
     eventually(lambda: (r := replica(bench)) and r.capacity == 5, what="the cut")
     found = bench.bring(*(f"wait {i}" for i in range(40)), tier="realtime")
     eventually(lambda: len(bench.engine.running) == 5, what="five running")
@@ -186,7 +187,11 @@ def test_what_waits_at_a_dead_engine_goes_to_a_replica_that_serves(bench: Bench)
     bench.yard.publisher.publish = lambda parcels: passed_on.extend(parcels) or 0  # type: ignore[method-assign,assignment]
     other = {"capacity": 64, "in_flight": 0, "backlog": 0, "url": "", "at": 4e9}
     bench.yard.redis.hset("gauges:short", "901", orjson.dumps(other))
+    own = replica_queue("short", bench.yard.worker_id)
+    bench.yard.redis.rpush(own, "a parcel")
     bench.engine.up = False
+    shared = model_queue("short")
+    eventually(lambda: b"a parcel" in bench.yard.redis.lrange(shared, 0, -1), what="its own queue")
     eventually(lambda: passed_on, what="the inbox to be passed on")
     handed_back = set(found[full - 4 :]) - {first + i for p in passed_on for first, n, _ in p.runs for i in range(n)}
     assert handed_back, "some were claimed already"
@@ -203,3 +208,40 @@ def test_a_single_replica_keeps_what_waits_for_its_engine(bench: Bench) -> None:
     [job] = bench.bring("hello")
     bench.engine.up = True
     bench.until(job, "succeeded")
+
+
+def test_an_engine_that_answers_and_makes_no_token_is_started_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_STALLED_S", 0.5)
+    bench.engine.says = Load(running=0, waiting=0, kv_usage=0.0, preemptions=0, tokens=7)
+    eventually(lambda: (r := replica(bench)) and r.load is not None, what="a look")
+    assert bench.engine.starts == 1
+    bench.engine.says = Load(running=1, waiting=0, kv_usage=0.1, preemptions=0, tokens=7)
+    eventually(lambda: bench.engine.starts == 2, what="another start")
+    bench.engine.says = Load(running=0, waiting=0, kv_usage=0.0, preemptions=0)
+    eventually(lambda: (r := replica(bench)) and r.state is EngineState.SERVING, what="the new one to serve")
+
+
+def test_one_prompt_that_a_hosted_api_forbids_fails_alone(bench: Bench) -> None:
+    [job] = bench.bring("forbid this")
+    eventually(lambda: bench.row(job, "state, attempts") == ("queued", 1), what="an attempt")
+    assert bench.gates == [False, True], "the engine was never down for the others"
+
+
+def test_a_drain_waits_for_the_engines_own_end(settings: Settings, tenant: int) -> None:
+    closed: list[str] = []
+
+    class Slow(ScriptedEngine):
+        async def start(self) -> None:
+            self.watching = asyncio.create_task(asyncio.Event().wait())
+            await super().start()
+
+        async def close(self) -> None:
+            assert not self.watching.done(), "the drain has ended the engine's own task"
+            self.watching.cancel()
+            closed.append("closed")
+
+    with inference(settings, tenant, engine=Slow()) as bench:
+        eventually(lambda: bench.gates == [False, True], what="the engine")
+    assert closed == ["closed"]

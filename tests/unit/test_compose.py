@@ -316,6 +316,25 @@ def test_an_engine_serves_what_the_catalog_promises(name: str):
     assert int(given["--max-model-len"]) == deployment.context_limit
     assert int(given["--max-num-seqs"]) == deployment.max_in_flight
     assert ("--enable-auto-tool-choice" in given) == ("tools" in deployment.capabilities)
+    assert "--enable-prompt-tokens-details" in given, "what its prefix cache saves would not be known"
+
+
+def test_the_pages_second_engine_has_its_own_gpu_url_and_worker():
+    page = (ROOT / "docs" / "how-to" / "production.md").read_text(encoding="utf-8")
+    [example] = [text for text in re.findall(r"(?s)```yaml\n(.*?)```", page) if "infer-small-2" in text]
+    more = YAML(typ="safe", pure=True).load(example.replace("!override", ""))["services"]
+    assert more.keys() == {"api", "infer-small-2", "vllm-small-2"}
+    for name in more.keys() - {"api"}:
+        assert more[name]["extends"] == {"file": "compose.yaml", "service": name.removesuffix("-2")}
+    [device] = more["vllm-small-2"]["deploy"]["resources"]["reservations"]["devices"]
+    assert not set(device["device_ids"]) & {gpu for name in CATALOG.deployments for gpu in gpus(f"vllm-{name}")}
+    assert more["infer-small-2"]["depends_on"]["vllm-small-2"] == {"condition": "service_healthy"}
+    assert more["api"]["depends_on"]["vllm-small-2"] == {"condition": "service_started"}
+    [copy] = more["infer-small-2"]["volumes"]
+    [(pattern, url, source, made)] = re.findall(r"sed 's\|(.*?)\|(.*?)\|' (\S+) > (\S+)", page)
+    assert (source, url) == ("deploy/tieryard.yaml", "http://vllm-small-2:8000")
+    assert copy == f"./{made}:/etc/tieryard/tieryard.yaml:ro"
+    assert pattern == CATALOG.deployments["small"].engine.url
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.deployments))

@@ -28,7 +28,7 @@ class InboxModel(RuleBasedStateMachine):
     def start(self) -> None:
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(inbox, "_STREAK", 5)
-        self.inbox = Inbox()
+        self.inbox = Inbox(within_s=4.0)
         self.model: list[Waiting] = []
         self.turn = itertools.count()
         self.next_id = 1
@@ -110,7 +110,7 @@ def test_realtime_gets_through_when_there_is_no_room_for_others(waiting: int) ->
 
 
 def test_what_begins_alike_is_popped_together_though_others_came_between() -> None:
-    box = Inbox()
+    box = Inbox(within_s=4.0)
     for n in range(12):
         box.push("batch", n / 10, [(n, 1, 1 + n % 3)])
     assert box.pop(12, realtime=0) == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]
@@ -123,8 +123,16 @@ def test_a_streak_goes_on_when_there_is_room_again() -> None:
     assert [box.pop(1, realtime=0) for _ in range(6)] == [[0], [2], [4], [1], [3], [5]]
 
 
+@pytest.mark.parametrize(("within_s", "order"), [(4.0, [1, 3, 2]), (3.9, [1, 2, 3])])
+def test_how_much_later_it_may_be_due_is_the_owners_to_say(within_s: float, order: list[int]) -> None:
+    box = Inbox(within_s=within_s)
+    box.push("batch", 0.0, [(1, 1, 7), (2, 1, 8)])
+    box.push("batch", 4.0, [(3, 1, 7)])
+    assert box.pop(3, realtime=0) == order
+
+
 def test_a_streak_ends_after_64_jobs_when_somebody_waits() -> None:
-    box = Inbox()
+    box = Inbox(within_s=4.0)
     box.push("batch", 0.0, [(1, 1, 7)])
     box.push("batch", 0.5, [(9000, 1, 8)])
     box.push("batch", 1.0, [(1000, 500, 7)])
@@ -140,7 +148,7 @@ def test_a_streak_ends_after_64_jobs_when_somebody_waits() -> None:
 def test_nobody_is_passed_by_what_is_due_more_than_the_window_later(
     pushed: list[tuple[float, int, int]], rooms: list[int]
 ) -> None:
-    box, due_of, key_of = Inbox(), {}, {}
+    box, due_of, key_of = Inbox(within_s=4.0), {}, {}
     for number, (due, key, n) in enumerate(pushed):
         box.push("batch", due, [(number * 100, n, key)])
         due_of |= dict.fromkeys(range(number * 100, number * 100 + n), due)

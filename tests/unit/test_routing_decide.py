@@ -200,3 +200,21 @@ def test_the_closest_are_those_that_came_furthest() -> None:
     assert (closest.hurdle, closest.lacks) == (Hurdle.CAPABILITIES, needs)
     assert decide(make.features(), known).closest == ()
     assert [r.hurdle for r in decide(make.features(), known.refusing({"small": "is down"})).closest] == [Hurdle.NOW]
+
+
+def test_of_two_that_cost_the_same_the_emptier_one_is_taken_and_the_other_told_why() -> None:
+    same = {"live": True, "capacity": 8}
+    busy = make.candidate("a", **same, in_flight=8, backlog=40)
+    idle = make.candidate("b", **same, in_flight=2, kv_usage=0.5)
+    decision = decide(make.features(), make.snapshot(busy, idle))
+    assert decision.deployment == "b"
+    assert decision.judged[0].why == "costs the same; load 6.00 against 0.50"
+
+
+def test_what_must_be_named_is_chosen_by_no_class() -> None:
+    snapshot = make.snapshot(make.candidate("tuned", named_only=True, live=True), make.candidate("zbase"))
+    assert decide(make.features(), snapshot).deployment == "zbase"
+    assert decide(make.features(model="class:small"), snapshot).deployment == "zbase"
+    assert decide(make.features(model="tuned"), snapshot).deployment == "tuned"
+    alone = make.snapshot(make.candidate("tuned", named_only=True))
+    assert decide(make.features(), alone).deployment is None

@@ -3,7 +3,6 @@
 import itertools
 from dataclasses import dataclass
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,15 +118,45 @@ def test_the_floor_holds():
     assert steering.limit == 5
 
 
-@pytest.mark.parametrize(("promised", "cut"), [(None, False), (500.0, True), (5000.0, False)])
-def test_a_slow_first_token_cuts_where_realtime_is_promised_a_fast_one(promised, cut):
-    steering = Steering(64, ttft_limit_ms=promised)
+def realtime(steering: Steering, ttft_ms, *, seconds: int, start: int = 0) -> list[int]:
+    """The limits while realtime jobs see this TTFT (of the limit), twelve a second; the engine is full of others."""
+    limits = []
+    for second in range(start, start + seconds):
+        for _ in range(12):
+            steering.realtime_began(ttft_ms(steering.limit), now=second)
+        steering.observe(Load(running=steering.limit, waiting=0, kv_usage=0.2, preemptions=0), now=second)
+        limits.append(steering.limit)
+    return limits
+
+
+def test_realtime_jobs_that_are_late_for_the_load_are_given_room():
+    steering = Steering(64, promised_ms=300)
+    limits = realtime(steering, lambda limit: 10 * limit, seconds=400)
+    assert min(limits) >= 16, "a quarter is kept"
+    assert 20 <= limits[-1] <= 36, "what keeps the promise, and about no less"
+
+
+def test_a_cut_that_helps_no_realtime_job_is_taken_back():
+    steering = Steering(64, promised_ms=300)
+    limits = realtime(steering, lambda limit: 2500, seconds=200)
+    assert min(limits) >= 57, "one try"
+    assert limits[-1] == 64
+
+
+def test_bulk_prompts_that_take_long_cut_nothing():
+    steering = Steering(64, promised_ms=300)
     for second in range(60):
         counts = ((0.1, 0), (1.0, 20 * second), (float("inf"), 20 * second))
-        steering.observe(Load(running=32, waiting=0, kv_usage=0.2, preemptions=0, ttft_counts=counts), now=second)
-    assert (steering.limit < 64) is cut
-    assert steering.limit >= 16 - 2, "a quarter is kept, for it may not be the load that is slow"
-    assert steering.ttft_ms == 1000
+        steering.observe(Load(running=64, waiting=0, kv_usage=0.2, preemptions=0, ttft_counts=counts), now=second)
+    assert steering.limit == 64
+    assert steering.ttft_ms == 1000, "it is told all the same"
+
+
+def test_two_servers_behind_one_address_are_not_taken_for_preemptions():
+    steering = Steering(64)
+    for second in range(100):
+        steering.observe(Load(64, 0, 0.5, preemptions=40 if second % 2 else 2), now=second)
+    assert steering.limit == 64
 
 
 def test_a_restarted_server_is_given_the_ceiling_again():

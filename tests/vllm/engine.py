@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,14 @@ tiers:
   realtime: {slo_ms: 1000, window: 60s}
   batch: {slo_ms: 60000, slo_from: claimed, window: 24h}
 categories: [extraction, classification, summarization, reasoning, code, chat]
-deployments:
-  smol: %s
+deployments: %s
 """
 
 
-def catalog_text(*, context: int = 1024, in_flight: int = 16, **flags: Any) -> str:
-    """A catalog of one deployment that starts its own server with these flags."""
+def catalog_text(
+    *, context: int = 1024, in_flight: int = 16, adapters: Mapping[str, str] | None = None, **flags: Any
+) -> str:
+    """A catalog of one deployment that starts its own server with these flags, and of its LoRA `adapters` by name."""
     engine = {
         "kind": "vllm_server",
         "weights": WEIGHTS,
@@ -51,7 +52,11 @@ def catalog_text(*, context: int = 1024, in_flight: int = 16, **flags: Any) -> s
         "capabilities": ["json_schema", "logprobs"],
         "price": {"input_usd_per_1m": 0.1, "output_usd_per_1m": 0.4},
     }
-    return _CATALOG % json.dumps(deployment)
+    loras = {
+        name: {**deployment, "revision": "1", "engine": {"kind": "lora", "host": NAME, "weights": weights}}
+        for name, weights in (adapters or {}).items()
+    }
+    return _CATALOG % json.dumps({NAME: deployment, **loras})
 
 
 @contextlib.asynccontextmanager

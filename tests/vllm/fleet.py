@@ -75,6 +75,10 @@ class Running:
             }
             for i, prompt in enumerate(prompts)
         ]
+        return self.submit_lines(lines)
+
+    def submit_lines(self, lines: list[dict[str, Any]]) -> str:
+        """A batch of lines as they are."""
         content = "".join(json.dumps(line) + "\n" for line in lines).encode()
         file = self.client.files.create(file=("lines.jsonl", content), purpose="batch")
         return self.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id

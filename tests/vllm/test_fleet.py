@@ -5,6 +5,7 @@ The tests share one fleet and run in the order in which they stand: what one has
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from tests.vllm import processes
 from tests.vllm.engine import NAME, WEIGHTS
 from tests.vllm.fleet import Running, run_fleet
 from tieryard.planning import GIB, find_model, kv_cache_tokens
+from tieryard.store import Store, keys
 
 JOBS = 60
 LONG = {"max_tokens": 64, "ignore_eos": True}
@@ -89,6 +91,34 @@ def test_the_plan_says_what_vllm_says(running: Running) -> None:
     assert running.load().kv_tokens == pytest.approx(planned, rel=0.05)
     [said] = re.findall(r"KV cache size: ([\d,]+) tokens", running.fleet.log(f"infer-{NAME}").read_text())
     assert int(said.replace(",", "")) == pytest.approx(planned, rel=0.05)
+
+
+def test_what_begins_alike_is_read_once_and_only_for_its_own_tenant(running: Running) -> None:
+    """Eight long beginnings, in turns: of each, one request at the least must read it. A block is 128 tokens here."""
+    beginnings = [" ".join(f"rule{i * 100 + word}" for word in range(80)) for i in range(8)]
+    asked = [f"{beginnings[i % 8]} Question {i}." for i in range(48)]
+    [(latest,)] = running.rows("SELECT coalesce(max(job_id), 0) FROM timing")
+    batch = running.until_over(running.submit(asked, max_tokens=4))
+    assert batch.status == "completed"
+    totals = "SELECT sum(prompt_tokens), sum(cached_tokens), count(*) FROM timing WHERE job_id > %d"
+    [(prompt, cached, jobs)] = running.rows(totals % latest)
+    blocks = prompt // jobs // 128 * 128  # of each prompt, as much as can be found again
+    assert blocks >= 256, "too short to prove anything"
+    assert cached >= 0.6 * blocks * (48 - 8), (prompt, cached)
+
+    with contextlib.closing(Store(running.fleet.database_url)) as store:
+        keys.add_key(store, "ty_other", tenant="other", name="other")
+    other = running.client.with_options(api_key="ty_other")
+    again: dict[str, Any] = {
+        "model": NAME, "messages": [{"role": "user", "content": asked[0]}], "max_tokens": 4, "temperature": 0,
+    }  # fmt: skip
+    found = [
+        client.chat.completions.create(**again).usage.prompt_tokens_details.cached_tokens  # type: ignore[union-attr]
+        for client in (running.client, other, other)
+    ]
+    assert found[0] > 0, "its own tenant finds it"
+    assert found[1] == 0, "another tenant does not"
+    assert found[2] > 0, "but what it has read itself"
 
 
 def assert_each_once(running: Running, batch: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from tieryard.planning import (
     smallest_plan,
     ways_out,
 )
-from tieryard.planning.flags import catalog_fragment, flags, serve_line
+from tieryard.planning.flags import catalog_fragment, flags, serve_line, stand_in
 
 _LOWER = (
     "Lowering gpu_memory_utilization shrinks the KV cache; it does not make a longer context fit. More GPUs, an fp8 KV"
@@ -49,13 +50,24 @@ def _money(text: str) -> Decimal:
     return value
 
 
+def _gib_of(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no number") from None
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{text} is no size in GiB")
+    return value
+
+
 def plan(
     model: Annotated[str, typer.Argument(help="A directory with a config.json, that file, or a Hugging Face name.")],
     gpu: Annotated[
         list[str] | None, typer.Option(help="A10G, L40S, A100-40, A100-80, H100, H200, all, or 15.8GiB; repeat it.")
     ] = None,
     kv_memory: Annotated[
-        float | None, typer.Option(min=0, help="Instead of --gpu: GiB of KV cache on each device, such as a CPU.")
+        float | None,
+        typer.Option(parser=_gib_of, metavar="GIB", help="Instead of --gpu: KV cache on each device, such as a CPU."),
     ] = None,
     tensor_parallel: Annotated[int | None, typer.Option(min=1, help="GPUs; the fewest that fit without it.")] = None,
     quantization: Annotated[
@@ -79,6 +91,8 @@ def plan(
     """Sizes a deployment: weights, KV cache, context, concurrency, flags and cost. Exit code 1 when nothing fits."""
     if (gpu is None) == (kv_memory is None):
         raise UserError("name a GPU with --gpu, or give the KV cache's GiB with --kv-memory", param="--gpu")
+    if throughput is not None and rent is None:
+        raise UserError("a cost takes both --throughput and --rent; give the rent too", param="--throughput")
     found = find_model(model, revision=revision)
     if quantization is not None:
         found = _requantized(found, quantization)
@@ -109,6 +123,8 @@ def plan(
 def _requantized(model: Model, word: str) -> Model:
     """As if the 16-bit checkpoint were quantized so. Raises UserError for one that is quantized otherwise already."""
     wanted, has = chosen(word), model.shape.quantization
+    if wanted is None and has is None:
+        return model
     if wanted is not None and has is not None:
         raise UserError(
             f"{model.shape.name} is {has.name} already; plan for the 16-bit checkpoint", param="--quantization"
@@ -223,9 +239,9 @@ def _notes(made: Plan) -> list[str]:
     found = list(made.model.shape.assumptions)
     if made.gpu is not None:
         found += [_ESTIMATES, _LOWER]
-    quantization = made.model.shape.quantization
-    if made.model.overridden and quantization is not None and quantization.name not in ("fp8", "bitsandbytes"):
-        found.append(f"{quantization.name} needs a checkpoint that was quantized so: serve that one instead")
+    wanted = stand_in(made.model)
+    if wanted is not None:
+        found.append(f"{made.model.shape.name} is not stored so: fill in the name of the {wanted}")
     if made.fits and made.max_in_flight == made.max_num_seqs:
         found.append(f"max_num_seqs ({made.max_num_seqs:,}), not memory, bounds max_in_flight")
     return found

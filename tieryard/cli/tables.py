@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+_UNBOUNDED = 10_000
+
+
+class _FiguresFirst(Table):
+    """Where it is too wide, headers fold, then columns draw closer, then those that may fold do. Rich alone narrows
+    figures too."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(width=_UNBOUNDED)
+        if Measurement.get(console, unbounded, self).maximum > options.max_width:
+            for column in self.columns:
+                column.width = column.min_width
+            if Measurement.get(console, unbounded, self).minimum > options.max_width:
+                self.padding = 0
+        yield from super().__rich_console__(console, options)
 
 
 def table(
@@ -21,7 +39,7 @@ def table(
     """Headers and cells; cells are taken as they are, never as markup. `right`: columns of figures. `folds`: those
     that give way when the terminal is narrow. `sections`: rows after which a line is drawn.
     """
-    made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
+    made = _FiguresFirst(box=box.SIMPLE_HEAD, title=title, title_justify="left", padding=(0, 1, 0, 0), show_edge=False)
     for i, name in enumerate(headers):
         widest = max((len(line) for row in rows for line in str(row[i]).splitlines()), default=0)
         least = max(widest, *map(len, name.split() or [""]))

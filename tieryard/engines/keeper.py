@@ -27,7 +27,7 @@ from pathlib import Path
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _LINUX = sys.platform == "linux"
 _LOOK_AGAIN_S = 0.05
-_NOT_FOUND = 127  # a shell's code for a command that is not there
+NOT_FOUND = 127  # a shell's code for a command that is not there
 
 
 class Keeper:
@@ -131,7 +131,7 @@ def main() -> int:
         keeper = Keeper(command, grace_s=float(grace_s))
     except OSError as error:
         sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        return _NOT_FOUND
+        return NOT_FOUND
     return keeper.run()
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 _PREFIX = "vllm:"
+_STARTED = "process_start_time_seconds"
 _TTFT = "time_to_first_token_seconds"
 _READ = (
     "num_requests_running",
@@ -24,6 +25,8 @@ _READ = (
     "num_preemptions",
     "prefix_cache_queries",
     "prefix_cache_hits",
+    "prompt_tokens",
+    "generation_tokens",
     "cache_config_info",
     _TTFT,
 )
@@ -33,8 +36,9 @@ _READ = (
 class Load:
     """One look. Requests and counters are summed over the server's engines; `kv_usage`, 0 to 1, is of the fullest.
 
-    `prefix_queries` and `prefix_hits` are prompt tokens looked up and found in the prefix cache. `kv_tokens` is what
-    the KV cache holds at all. `ttft_counts` is the histogram: (upper bound in seconds, requests up to it).
+    `prefix_queries` and `prefix_hits` are prompt tokens looked up and found in the prefix cache. `tokens` are those of
+    prompts and answers so far. `started_at` (epoch seconds) tells one server from the next. `kv_tokens` is what the KV
+    cache holds at all. `ttft_counts` is the histogram: (upper bound in seconds, requests up to it).
     """
 
     running: int
@@ -43,6 +47,8 @@ class Load:
     preemptions: int
     prefix_queries: int = 0
     prefix_hits: int = 0
+    tokens: int = 0
+    started_at: float | None = None
     kv_tokens: int | None = None
     ttft_counts: tuple[tuple[float, int], ...] = ()
 
@@ -93,6 +99,8 @@ def read_load(text: str) -> Load | None:
         preemptions=int(sum(values("num_preemptions_total"))),
         prefix_queries=int(sum(values("prefix_cache_queries_total"))),
         prefix_hits=int(sum(values("prefix_cache_hits_total"))),
+        tokens=int(sum(values("prompt_tokens_total")) + sum(values("generation_tokens_total"))),
+        started_at=next(iter(values(_STARTED)), None),
         kv_tokens=_kv_tokens(samples),
         ttft_counts=tuple(sorted(counts.items())),
     )
@@ -100,7 +108,7 @@ def read_load(text: str) -> Load | None:
 
 def _samples(text: str) -> Iterator[_Sample]:
     """Of the families that are read: a server has hundreds of others, which would take the parser 10 ms."""
-    wanted = tuple(_PREFIX + name for name in _READ)
+    wanted = (*(_PREFIX + name for name in _READ), _STARTED)
     lines = "\n".join(line for line in text.splitlines() if line.startswith(wanted))
     for family in text_string_to_metric_families(lines + "\n"):
         for sample in family.samples:

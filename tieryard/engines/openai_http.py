@@ -7,7 +7,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
@@ -20,6 +20,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from tieryard.engines import Delta, Done, Stream, Usage, vetting
 from tieryard.engines.load import Load, read_load
+from tieryard.engines.sse import events, parts
 from tieryard.engines.vetting import Expected
 from tieryard.errors import (
     BadRequestError,
@@ -42,7 +43,6 @@ _HEADERS: dict[str, dict[str, str]] = {"llama_cpp": {"connection": "close"}}
 _TOO_LARGE = re.compile(r"input \(\d+ tokens\) is too large to process")  # llama.cpp's words, with a 500
 _VECTOR = re.compile(rb'"embedding"\s*:\s*(\[[^][{}"]*\])')
 _LARGE_BYTES = 2**20  # of a body: below, reading it takes a few milliseconds
-_LONGEST_LINE = 16 * 2**20
 _ASIDE_S = 10.0  # for a question beside the completions
 _KEEPALIVE_S = 4.0  # below uvicorn's 5 s, or the server may close a connection just as a request goes out on it
 
@@ -143,7 +143,7 @@ class OpenAIHttpEngine:
         if self._server == "llama_cpp" and endpoint == COMPLETIONS:
             request |= _llama_cpp_schema(body)
         finish_reason, usage, fingerprint, written = None, None, None, 0
-        async with self._open(endpoint, request) as response, contextlib.aclosing(_events(response)) as chunks:
+        async with self._open(endpoint, request) as response, contextlib.aclosing(events(response)) as chunks:
             async for chunk in chunks:
                 if error := chunk.get("error"):
                     raise _translate(chunk, _status(error))
@@ -163,7 +163,7 @@ class OpenAIHttpEngine:
     async def _embed(self, body: dict[str, Any]) -> Stream:
         request = {"model": self._model, **body, "encoding_format": "float"}
         async with self._open(EMBEDDINGS, request) as response:
-            raw = b"".join([part async for part in _parts(response)])
+            raw = b"".join([part async for part in parts(response)])
         answer = await asyncio.to_thread(_read_vectors, raw) if len(raw) > _LARGE_BYTES else _json(raw)
         if error := answer.get("error"):
             raise _translate(answer, _status(error))
@@ -212,61 +212,6 @@ def _named(error: Exception) -> str:
     """Without an address: this is kept with the job's start, whose story its tenant may read."""
     number = error.errno if isinstance(error, OSError) else None
     return f"{type(error).__name__}: {os.strerror(number)}" if number and number > 0 else type(error).__name__
-
-
-async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-    """The JSON objects of a server-sent event stream, up to `[DONE]`."""
-    async with contextlib.aclosing(_lines(response)) as lines:
-        async for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                await _finish(lines)
-                return
-            try:
-                chunk = orjson.loads(data)
-            except orjson.JSONDecodeError as error:
-                raise EngineDownError(f"the stream broke off in the middle of an event: {error}") from error
-            if not isinstance(chunk, dict):
-                raise EngineDownError("the stream held an event that is no object")
-            yield chunk
-
-
-async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """The body's lines. httpx's `aiter_lines` also splits at U+2028 and its like, which JSON strings may hold."""
-    begun: list[bytes] = []  # joined once: a long line comes in thousands of parts
-    size = 0
-    async with contextlib.aclosing(_parts(response)) as parts:
-        async for part in parts:
-            *lines, rest = part.split(b"\n")
-            if lines:
-                lines[0] = b"".join([*begun, lines[0]])
-                begun, size = [], 0
-            for line in lines:
-                yield line
-            begun.append(rest)
-            size += len(rest)
-            if size > _LONGEST_LINE:
-                raise EngineDownError(f"the stream held a line of more than {_LONGEST_LINE} bytes")
-    if size:
-        yield b"".join(begun)
-
-
-async def _parts(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    try:
-        async for part in response.aiter_bytes():
-            yield part
-    except RuntimeError as error:  # aiohttp's, when the engine was closed under its streams
-        raise EngineDownError(f"the stream broke off: {error}") from error
-
-
-async def _finish(lines: AsyncIterator[bytes]) -> None:
-    """Reads to the body's end, which follows `[DONE]` at once: only then is the connection used again."""
-    with contextlib.suppress(httpx.HTTPError, OSError, EngineDownError):
-        async with asyncio.timeout(0.1):
-            async for _ in lines:
-                pass
 
 
 def _piece(choice: dict[str, Any], offset: int | None) -> tuple[str, dict[str, Any] | None]:

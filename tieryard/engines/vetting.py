@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,13 +19,18 @@ from tieryard.engines import Done, Recording, Stream
 from tieryard.errors import EngineError
 from tieryard.tokens import TokenCounter
 
-CHAT_TEMPLATE, TOKENIZER, STOPS, STRUCTURED_OUTPUT = "chat_template", "tokenizer", "stops", "structured_output"
+CHAT_TEMPLATE, TOKENIZER, ISOLATION = "chat_template", "tokenizer", "isolation"
+STOPS, STRUCTURED_OUTPUT = "stops", "structured_output"
 
 _HELLO = [{"role": "user", "content": "Reply with one short sentence: say hello."}]
 _SAMPLE = "The yard moved 1,048,576 wagons — naïve? def f(x):\n\treturn x ** 2  # 東京 🚂"
 _LABELS = ["yes", "no"]
-_MARKER = re.compile(r"<\|[^|<>\s]+\|>|<(?:start|end)_of_turn>|</?s>|\[/?INST\]|<｜[^｜]+｜>")
+_ADAPTER = "; load this adapter under that name, or take its deployment out of the catalog"
+# Only those that are one token wherever they are used: `[INST]` and `<|user|>` are plain text to the models of some.
+_MARKER = re.compile(r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id)\|>|<(?:start|end)_of_turn>")
+_DATE = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*", re.I)
 _MOST_TOKENS = 512  # a greeting that is longer does not end by itself; reasoning comes before it
+_LONG_WORDS = 400  # a prefix cache holds whole blocks, of up to 128 tokens
 _WARM_UP_TOKENS = 8
 
 
@@ -61,12 +67,18 @@ async def faults(server: Server, expected: Expected) -> list[str]:
     checks: dict[str, Callable[[], AsyncIterator[str]]] = {
         CHAT_TEMPLATE: lambda: _template(server, expected),
         TOKENIZER: lambda: _tokenizer(server, expected),
+        ISOLATION: lambda: _isolation(server, expected),
         STOPS: lambda: _stops(server, expected),
         STRUCTURED_OUTPUT: lambda: _structured(server, expected),
     }
+    pointless: tuple[str, ...] = ()
     for name, check in checks.items():
-        if name not in expected.unchecked:
-            found += [f"{name}: {fault}" async for fault in check()]
+        if name in expected.unchecked or name in pointless:
+            continue
+        its_own = [f"{name}: {fault}" async for fault in check()]
+        if its_own and name in (CHAT_TEMPLATE, ISOLATION):
+            pointless = (ISOLATION, STOPS, STRUCTURED_OUTPUT)  # their chats would only repeat it in other words
+        found += its_own
     return found
 
 
@@ -89,7 +101,12 @@ async def _listing(server: Server, expected: Expected) -> list[str]:
     if status != 200 or not cards:
         return [f"/v1/models: HTTP {status} without models"]
     served = ", ".join(map(str, cards))
-    found = [f"models: it serves {served}, not '{name}'" for name in expected.names if name not in cards]
+    # A missing adapter keeps its host from serving too, whose infer process would be sent the adapter's jobs.
+    found = [
+        f"models: it serves {served}, not '{name}'{_ADAPTER if number else ''}"
+        for number, name in enumerate(expected.names)
+        if name not in cards
+    ]
     limits = [card["max_model_len"] for card in cards.values() if isinstance(card.get("max_model_len"), int)]
     if limits and min(limits) < expected.context_limit:
         found.append(
@@ -100,25 +117,37 @@ async def _listing(server: Server, expected: Expected) -> list[str]:
 
 
 async def _template(server: Server, expected: Expected) -> AsyncIterator[str]:
-    """The server renders a chat, and every marker that its template writes is one token: those of another model's
-    template fall apart into pieces of text."""
+    """The server renders a chat as the catalog's tokenizer does. Where that is not known, the markers that its template
+    writes are one token each: those of another model's template fall apart into pieces of text."""
     body = {"model": expected.names[0], "messages": _HELLO, "add_generation_prompt": True, "return_token_strs": True}
     status, answer = await server.ask("/tokenize", body)
     if status != 200:
         yield f"the server cannot render a chat ({_said(status, answer)}); give it one with the flag chat_template"
         return
     tokens, pieces = answer.get("tokens") or [], answer.get("token_strs") or []
+    counter = expected.counter if TOKENIZER not in expected.unchecked else None
+    ours = counter.ids(_HELLO) if counter is not None else None
+    if ours == tokens:
+        return
     status, answer = await server.ask("/detokenize", {"model": expected.names[0], "tokens": tokens})
     text = str(answer.get("prompt") or "") if status == 200 else ""
-    broken = sorted({marker for marker in _MARKER.findall(text) if pieces and marker not in pieces})
-    if broken:
-        yield f"it writes {', '.join(broken)} which this tokenizer does not have as one token: it is another model's"
-    ours = expected.counter.ids(_HELLO) if expected.counter is not None else None
-    if TOKENIZER not in expected.unchecked and ours is not None and ours != tokens:
+    if counter is not None and ours is not None:
+        if _differs_in_dates(counter, text, tokens):
+            return
         yield (
             f"a chat of one message is {len(tokens)} tokens to the server and {len(ours)} to the catalog's tokenizer, "
             f"{_difference(ours, tokens)}; give both the same repository and revision"
         )
+    broken = sorted({marker for marker in _MARKER.findall(text) if pieces and marker not in pieces})
+    if broken:
+        yield f"it writes {', '.join(broken)} which this tokenizer does not have as one token: it is another model's"
+
+
+def _differs_in_dates(counter: TokenCounter, text: str, tokens: list[int]) -> bool:
+    """Whether the server's rendering of the greeting is ours but for dates. Some templates write today's, and its clock
+    or time zone may be another. The text must still be the same tokens to both, so that only the dates are let pass."""
+    ours = counter.rendered(_HELLO)
+    return ours is not None and counter.raw_ids(text) == tokens and _DATE.sub("", text) == _DATE.sub("", ours)
 
 
 async def _tokenizer(server: Server, expected: Expected) -> AsyncIterator[str]:
@@ -137,10 +166,40 @@ async def _tokenizer(server: Server, expected: Expected) -> AsyncIterator[str]:
         )
 
 
+async def _isolation(server: Server, expected: Expected) -> AsyncIterator[str]:
+    """What one tenant has sent stays unknown to another: a prompt that comes again with another salt finds nothing in
+    the prefix cache. It can only be seen where the server says what it had cached."""
+    text = "yard " * min(_LONG_WORDS, expected.context_limit // 6)
+    for kind, body in (("chat", {"messages": [{"role": "user", "content": text}]}), ("raw prompt", {"prompt": text})):
+        try:
+            await _run(server, {**body, "max_tokens": 1, "temperature": 0})
+            done = await _run(server, {**body, "max_tokens": 1, "temperature": 0})
+        except EngineError as error:
+            if not _refused(error):
+                raise
+            yield (
+                f"it refuses a {kind} with cache_salt, as every job has it ({error.message[:200]}); take a vLLM that "
+                "knows it there, which those of the V0 engine do not"
+            )
+            return
+        if done.usage.cached_tokens:
+            yield (
+                f"a {kind} found {done.usage.cached_tokens} tokens in the prefix cache that came with another "
+                "cache_salt, so that tenants could find out what others send; take a newer vLLM, or set "
+                "enable_prefix_caching: false"
+            )
+
+
 async def _stops(server: Server, expected: Expected) -> AsyncIterator[str]:
     """A greeting ends by itself: a wrong template or end token goes on until it is cut."""
-    most = min(_MOST_TOKENS, expected.context_limit // 2)
-    done = await _run(server, {"messages": _HELLO, "max_tokens": most, "temperature": 0})
+    most = _most_tokens(expected)
+    try:
+        done = await _run(server, {"messages": _HELLO, "max_tokens": most, "temperature": 0})
+    except EngineError as error:
+        if not _refused(error):
+            raise
+        yield f"it refuses a greeting ({error.message[:200]}); mend that, or every chat will fail"
+        return
     if done.finish_reason != "stop":
         yield (
             f"a greeting did not end within {most} tokens: the chat template or the end-of-turn token is not this "
@@ -153,7 +212,8 @@ async def _structured(server: Server, expected: Expected) -> AsyncIterator[str]:
         return
     wanted = {"type": "json_schema", "json_schema": {"name": "label", "schema": {"type": "string", "enum": _LABELS}}}
     recording = Recording()
-    body = {"messages": _HELLO, "max_tokens": 32, "temperature": 0, "response_format": wanted}
+    most = _most_tokens(expected)  # as many as without a schema, which only holds once reasoning has ended
+    body = {"messages": _HELLO, "max_tokens": most, "temperature": 0, "response_format": wanted}
     try:
         await _run(server, body, recording)
         answer = orjson.loads(recording.text)
@@ -170,18 +230,37 @@ async def _structured(server: Server, expected: Expected) -> AsyncIterator[str]:
 
 async def _embeds(server: Server) -> list[str]:
     recording = Recording()
-    await _run(server, {"input": _SAMPLE}, recording)
+    try:
+        await _run(server, {"input": _SAMPLE}, recording)
+    except EngineError as error:
+        if not _refused(error):
+            raise
+        return [f"embeddings: it refuses a text ({error.message[:200]}); start it as a model for embeddings"]
     return [] if recording.extra and recording.extra.get("embeddings") else ["embeddings: a text gave no vector"]
 
 
 async def _run(server: Server, body: dict[str, Any], recording: Recording | None = None) -> Done:
-    """One request to its end. Raises EngineError."""
+    """One request to its end, salted as jobs are. Raises EngineError."""
     recording = recording or Recording()
-    async for event in server.stream(body):
+    async for event in server.stream({"cache_salt": _salt(), **body}):
         recording.add(event)
     if recording.done is None:
         raise EngineError("a stream ended without its end")
     return recording.done
+
+
+def _salt() -> str:
+    """One that nobody has used: the cache may hold what earlier checks left there."""
+    return secrets.token_hex(16)
+
+
+def _refused(error: EngineError) -> bool:
+    """Whether the server refuses such a request each time; else it is down, or busy."""
+    return error.status is not None and 400 <= error.status < 500 and error.status not in (408, 429)
+
+
+def _most_tokens(expected: Expected) -> int:
+    return min(_MOST_TOKENS, expected.context_limit // 2)
 
 
 def _difference(ours: list[int], theirs: list[int]) -> str:

@@ -18,6 +18,9 @@ _WINDOW = 4  # lines: some errors are told over several
 _ERROR = re.compile(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception|Interrupt)): (.+)")
 _SECOND_HAND = ("Engine core initialization failed", "Worker failed with error", "Executor failed")
 _LONGEST = 400
+_ON_CPU = re.compile(r"device_config=cpu\b|\[cpu_worker\.py:|\bCPU KV cache size")
+_MORE_CACHE = "raise gpu_memory_utilization"
+_MORE_CACHE_ON_CPU = "raise VLLM_CPU_KVCACHE_SPACE"
 
 _Say = str | Callable[[re.Match[str]], str]
 
@@ -31,8 +34,7 @@ def _no_length(found: re.Match[str]) -> str:
     fits = f"; at most {found['fits']} would fit" if found["fits"] else ""
     return (
         f"max_model_len {found['length']} needs {found['needed']} GiB of KV cache for one request and there are "
-        f"{found['there']} GiB{fits}: lower max_model_len and context_limit, raise gpu_memory_utilization, or use "
-        "more GPUs"
+        f"{found['there']} GiB{fits}: lower max_model_len and context_limit, {_MORE_CACHE}, or use more GPUs"
     )
 
 
@@ -58,7 +60,13 @@ _CAUSES: tuple[tuple[re.Pattern[str], _Say], ...] = tuple(
         # --- memory
         (r"OutOfMemoryError|CUDA out of memory|CUDA error: out of memory", _out_of_memory),
         (
-            r"(?:Free memory on device \S+|Available memory on node \d+) \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) "
+            r"Available memory on node \d+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) on startup is less than "
+            r"desired \w+ memory utilization \((?P<share>[\d.]+), (?P<wanted>[\d.]+) GiB\)",
+            "{wanted} GiB would be taken (a share of {share}) and {free} of {total} GiB are free: set "
+            "VLLM_CPU_KVCACHE_SPACE (GiB) to what the KV cache may have, or stop what else uses the memory",
+        ),
+        (
+            r"Free memory on device \S+ \((?P<free>[\d.]+)/(?P<total>[\d.]+) GiB\) "
             r"on startup is less than desired \w+ memory utilization \((?P<share>[\d.]+), (?P<wanted>[\d.]+) GiB\)",
             "gpu_memory_utilization {share} means {wanted} GiB and {free} of {total} GiB are free: lower it, or stop "
             "what else uses the memory",
@@ -77,8 +85,8 @@ _CAUSES: tuple[tuple[re.Pattern[str], _Say], ...] = tuple(
         ),
         (
             r"No available memory for the cache blocks",
-            "the weights leave no memory for the KV cache: raise gpu_memory_utilization (on a CPU, "
-            "VLLM_CPU_KVCACHE_SPACE), or use quantized weights or more GPUs (tensor_parallel_size)",
+            f"the weights leave no memory for the KV cache: {_MORE_CACHE}, or use quantized weights or more GPUs "
+            "(tensor_parallel_size)",
         ),
         # --- sizes
         (
@@ -180,12 +188,22 @@ _CAUSES: tuple[tuple[re.Pattern[str], _Say], ...] = tuple(
             "another directory as the flag tokenizer",
         ),
         (
+            r"Model architecture (?P<name>\S+) was supported in vLLM until v(?P<until>[\d.]*\d)",
+            "this vLLM no longer runs models of the architecture {name}: install vLLM {until}, the last that did, or "
+            "choose another model",
+        ),
+        (
             r"Model architectures (?P<names>\[.*?\]) are not supported for now|"
-            r"Model architecture (?P<name>\S+) (?:was supported|is not supported)",
+            r"Model architecture (?P<name>\S+) is not supported",
             lambda found: (
                 f"this vLLM cannot run models of the architecture {(found['names'] or found['name']).strip('[]')}: "
                 "install a vLLM that can, or choose another model"
             ),
+        ),
+        (
+            r"Failed to load the tokenizer\..*?trust_remote_code=True",
+            "vLLM cannot load the tokenizer: if it brings code of its own, read it, and then set trust_remote_code: "
+            "true in the engine's flags; if it was made for newer transformers, upgrade them in vLLM's environment",
         ),
         (
             r"trust_remote_code=True",
@@ -209,6 +227,11 @@ _CAUSES: tuple[tuple[re.Pattern[str], _Say], ...] = tuple(
         (
             r"Failed to infer device type|No CUDA GPUs are available|Found no NVIDIA driver",
             "vLLM finds no GPU: look whether nvidia-smi shows one here, or install vLLM's build for CPUs",
+        ),
+        (
+            r"No space left on device: '(?:/dev/shm|/psm_)|shared memory[^\n]*No space left on device|"
+            r"Insufficient space in /dev/shm",
+            "the shared memory (/dev/shm) is full: give the container more of it (Docker: --shm-size, or --ipc=host)",
         ),
         (r"No space left on device", "the disk is full: make room, or let download_dir name another"),
         # --- flags
@@ -238,7 +261,8 @@ def cause(lines: Iterable[str], exit_code: int | None) -> str:
     lines = list(lines)
     said = [text for line in lines if (text := _said(line)) is not None]
     if (known := _known(said)) is not None:
-        return _short(known)
+        on_cpu = any(_ON_CPU.search(line) for line in lines)
+        return _short(known.replace(_MORE_CACHE, _MORE_CACHE_ON_CPU) if on_cpu else known)
     if exit_code is None:
         said = [found["said"] for line in lines if (found := _PREFIX.match(line))]
     elif exit_code < 0:

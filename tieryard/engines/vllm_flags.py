@@ -6,12 +6,13 @@ to print, so it is read once for each version of each environment.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import hashlib
 import os
 import re
-import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from typing import Any
 
 import orjson
 
+from tieryard.engines.keeper import NOT_FOUND
 from tieryard.errors import EngineDownError
 
 STARTER = Path(__file__).with_name("vllm_starter.py")
 _HELP_WITHIN_S = 300.0  # on a cold disk, loading PyTorch alone takes minutes
+_MOST_PRINTED = 2**24  # what is read no more would hold up `wait`
 _OPTIONS = re.compile(r"^ {2}(-.*?)(?: {2,}.*)?$", re.MULTILINE)  # what stands left of the help's second column
 _LONG = re.compile(r"--([a-zA-Z0-9][\w-]*)")
 
@@ -46,14 +49,25 @@ def _no_choices(options: str) -> str:
     return re.sub(r"\{.*?\}|\[.*?\]", "", options)
 
 
-def installed_flags(python: str, cache_dir: Path) -> Flags:
-    """What the vLLM in this interpreter's environment knows. Raises EngineDownError when there is none."""
-    version = _run(python, "--version").strip()
+async def installed_flags(python: str, cache_dir: Path) -> Flags:
+    """What the vLLM in this interpreter's environment knows. Raises EngineDownError when there is none. What it starts
+    to find out has ended when it returns, also when it is cancelled."""
+    try:
+        async with asyncio.timeout(_HELP_WITHIN_S):
+            return await _read(python, cache_dir)
+    except TimeoutError:
+        raise EngineDownError(
+            f"vLLM in the environment of {python} did not print its flags in {_HELP_WITHIN_S:g} s", sent=False
+        ) from None
+
+
+async def _read(python: str, cache_dir: Path) -> Flags:
+    version = (await _run(python, "--version")).strip()
     name = hashlib.sha256(python.encode()).hexdigest()[:16]
     kept = cache_dir / "vllm-flags" / f"{name}.json"
     if (found := _kept(kept, python, version)) is not None:
         return found
-    names = read_help(_run(python, "serve", "--help=all"))
+    names = read_help(await _run(python, "serve", "--help=all"))
     if "max_model_len" not in names:
         raise EngineDownError(f"vLLM {version} in {python} lists no flags in `serve --help=all`", sent=False)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next start some seconds
@@ -74,34 +88,40 @@ def _kept(path: Path, python: str, version: str) -> Flags | None:
     return None
 
 
-def _run(python: str, *arguments: str) -> str:
-    where = f"vLLM in the environment of {python}"
+async def _run(python: str, *arguments: str) -> str:
+    """What it prints. Its keeper ends it at once when we are cancelled, and when this process dies."""
+    keeper = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tieryard.engines.keeper", "0", python, str(STARTER), *arguments),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        limit=_MOST_PRINTED,
+    )
+    assert keeper.stdin is not None
+    assert keeper.stdout is not None
+    assert keeper.stderr is not None
     try:
-        done = subprocess.run(
-            [python, str(STARTER), *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_HELP_WITHIN_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
+        said, complained = await asyncio.gather(keeper.stdout.read(), keeper.stderr.read())
+    finally:
+        keeper.stdin.close()
+        code = await keeper.wait()
+    if code != 0:
+        raise EngineDownError(_refusal(python, code, complained.decode(errors="replace").strip()), sent=False)
+    return said.decode(errors="replace")
+
+
+def _refusal(python: str, code: int, complained: str) -> str:
+    last = (complained.splitlines() or ["no word"])[-1][:200]
+    if code == NOT_FOUND:
+        why = last.removeprefix(f"{python}: ")
+        return f"no interpreter {python} ({why}): name that of vLLM's environment as engine.python"
+    if "PackageNotFoundError" in complained:
+        return (
+            f"no vLLM is installed in the environment of {python}: install it there, or name the interpreter of an "
+            "environment that has it as engine.python"
         )
-    except OSError as error:
-        raise EngineDownError(
-            f"no interpreter {python} ({error.strerror}): name that of vLLM's environment as engine.python", sent=False
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise EngineDownError(f"{where} did not print its flags in {_HELP_WITHIN_S:g} s", sent=False) from None
-    if done.returncode != 0:
-        if "PackageNotFoundError" in done.stderr:
-            raise EngineDownError(
-                f"no vLLM is installed in the environment of {python}: install it there, or name the interpreter of "
-                "an environment that has it as engine.python",
-                sent=False,
-            )
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
-        raise EngineDownError(f"{where} cannot be asked for its flags: {last}", sent=False)
-    return done.stdout
+    return f"vLLM in the environment of {python} cannot be asked for its flags: {last}"
 
 
 def check(flags: Mapping[str, Any], installed: Flags) -> None:

@@ -33,7 +33,8 @@ from tieryard.telemetry import Event, logger
 
 _SPARE = 8  # connections beside those of requests: for health checks, and while one closes
 _GRACE_S = 8.0  # between asking vLLM's processes to stop and killing them
-_CLOSE_WITHIN_S = _GRACE_S + 4.0
+CLOSE_WITHIN_S = _GRACE_S + 4.0
+"""So long may it take to end a server and all that it started."""
 _LOOK_S = 0.25
 _HEALTH_WITHIN_S = 5.0
 _KEPT_LINES = 2_000  # a cause may stand far above the last line: each process adds a stack of its own
@@ -43,6 +44,12 @@ _MOST_UNBROKEN = 2**20
 _LINE_ENDS = re.compile(r"[\r\n]+")  # progress bars go back to the line's beginning
 _LOUD = re.compile(r"^(?P<head>(?:\([\w-]+ pid=\d+[^)]*\) )*(?:WARNING|ERROR|CRITICAL) \d\d-\d\d [\d:]+ \[\S+\])")
 _ENGINES_OWN = re.compile(r"^\((?!APIServer)[\w-]+ pid=\d+")
+# Where the engine's processes speak of a request: it may quote the caller's stop strings, choices, schemas, tokens.
+_OF_A_REQUEST = re.compile(
+    r"\[(?:dump_input|__init__|backend_\w+|detokenizer)\.py:\d|prompt|sampling_?params|pooling_?params|"
+    r"structured_output|grammar|schema|regex|for tokens?\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,9 @@ class VllmFacts:
             known = replace(known, chunked_prefill=found[1] == "True")
         if found := re.search(r"Chunked prefill is enabled with max_num_batched_tokens=(\d+)", line):
             known = replace(known, chunked_prefill=True, max_num_batched_tokens=int(found[1]))
+        # Of the engine's configuration, which names the size of a step only as the end of what is compiled for.
+        if found := re.search(r"'compile_ranges_endpoints': \[(?:\d+, )*(\d+)\]", line):
+            known = replace(known, max_num_batched_tokens=int(found[1]))
         return known
 
 
@@ -99,7 +109,8 @@ class VllmServerEngine:
 
     async def start(self) -> None:
         await self.close()
-        flags = await asyncio.to_thread(installed_flags, self._python, self._cache_dir)
+        async with self._closing:  # whoever closes meanwhile waits for the end of what is asked
+            flags = await installed_flags(self._python, self._cache_dir)
         port = _free_port()
         command = serve_command(self._deployment, self._adapters, flags, port=port)
         batched = self._spec.flags.get("max_num_batched_tokens")
@@ -183,7 +194,7 @@ class VllmServerEngine:
             self._phase = "stopping"
             if self._keeper.stdin is not None:
                 self._keeper.stdin.close()
-            done, _ = await asyncio.wait({self._ended}, timeout=_CLOSE_WITHIN_S)
+            done, _ = await asyncio.wait({self._ended}, timeout=CLOSE_WITHIN_S)
             if not done:
                 _kill_group(self._keeper.pid)
                 await self._ended
@@ -216,8 +227,9 @@ class VllmServerEngine:
         self._hear(rest)
 
     def _hear(self, line: str) -> None:
-        """Keeps and logs a line. Once requests come, the API server's words may quote them, and only where they were
-        said is told; its engine never sees text. What a server says when it is asked to stop is not worth telling."""
+        """Keeps and logs a line. Once requests come, what the API server says may quote them, and so may what its
+        engine says of one: of these only the place is told. What a server says when it is asked to stop is not worth
+        telling."""
         if not line.strip():
             return
         loud = _LOUD.match(line) if self._phase == "serving" else None
@@ -225,7 +237,7 @@ class VllmServerEngine:
             self._lines.append(line[:_LONGEST_LINE])
             self.facts = self.facts.told(line) if self.facts is not None else None
             self._log.info(Event.ENGINE_SAID, line=line[:_LONGEST_LOGGED])
-        elif _ENGINES_OWN.match(line):
+        elif _ENGINES_OWN.match(line) and not _OF_A_REQUEST.search(line):
             self._lines.append(line[:_LONGEST_LINE])
             (self._log.info if loud else self._log.debug)(Event.ENGINE_SAID, line=line[:_LONGEST_LOGGED])
         elif loud:
@@ -268,8 +280,9 @@ def _is_local(weights: str) -> bool:
 
 
 def environment(own: Mapping[str, str], *, python: str) -> dict[str, str]:
-    """For vLLM: ours without what is the fleet's alone, with its own programs first on the path."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith("TIERYARD_")}
+    """For vLLM: ours without what is the fleet's alone, with its own programs first on the path. A key that it would
+    demand (`VLLM_API_KEY`) is not passed on: the fleet sends none."""
+    found = {k: v for k, v in os.environ.items() if not k.startswith("TIERYARD_") and k != "VLLM_API_KEY"}
     program = shutil.which(python)
     if program is not None:
         found["PATH"] = os.pathsep.join(part for part in (str(Path(program).parent), found.get("PATH")) if part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from tieryard.errors import UserError
@@ -20,6 +22,11 @@ _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 _STATE_SPACE = ("mamba", "ssm", "linear_attention", "linear_attn", "rwkv", "hybrid_override_pattern", "attn_layer_")
 """Starts of keys of models that keep more, or something else, than keys and values."""
 
+_STRETCHED = frozenset(
+    {"yarn", "deepseek_yarn", "telechat3-yarn", "longrope", "su", "llama3", "deepseek_llama_scaling"}
+)
+"""Rope scalings of models whose `max_position_embeddings` is the stretched length already."""
+
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 
@@ -27,7 +34,7 @@ def read_shape(config: dict[str, Any], *, name: str) -> ModelShape:
     """The shape that a config.json describes. Raises UserError for what cannot be planned, and says why."""
     try:
         return _read(config, name)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         raise UserError(f"{name}: config.json has a value of a kind that is not planned here: {error}") from None
 
 
@@ -45,7 +52,8 @@ def _read(config: dict[str, Any], name: str) -> ModelShape:
     if kind not in _KNOWN:
         said.append(f"model_type '{kind}' is not known here: taken for a plain decoder with gate, up and down layers")
     heads, hidden = _whole(text, "num_attention_heads", name), _whole(text, "hidden_size", name)
-    if not text.get("num_key_value_heads") and latent is None:
+    kv_heads = _count(text, "num_key_value_heads")
+    if not kv_heads and latent is None:
         said.append("no num_key_value_heads: taken for one for each attention head")
     said += _windows(text)
     bias = bool(text.get("attention_bias"))
@@ -56,8 +64,8 @@ def _read(config: dict[str, Any], name: str) -> ModelShape:
         hidden=hidden,
         intermediate=_whole(text, "intermediate_size", name),
         heads=heads,
-        kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or _head_dim(hidden, heads, name)),
+        kv_heads=kv_heads or heads,
+        head_dim=_count(text, "head_dim") or _head_dim(hidden, heads, name),
         vocab=_whole(text, "vocab_size", name),
         longest_context=longest_context(text, name),
         dtype=_dtype(text, said),
@@ -76,27 +84,44 @@ def _read(config: dict[str, Any], name: str) -> ModelShape:
 def longest_context(text: dict[str, Any], name: str) -> int:
     """The longest context the model itself allows, with its rope scaling, by vLLM's rule.
 
-    A yarn factor multiplies `original_max_position_embeddings`; linear and dynamic ones multiply the stated maximum;
-    the others have it counted in already. Source: vLLM `config/model.py`, where `max_model_len` is derived.
+    A factor multiplies the stated maximum, but for the scalings whose models have it counted in already (yarn, llama3
+    and longrope among them), and for Gemma 3. Source: vLLM 0.32 `config/model.py`, where `max_model_len` is derived.
     """
-    stated = [int(text[key]) for key in _CONTEXT_KEYS if text.get(key)]
+    stated = [length for key in _CONTEXT_KEYS if (length := _count(text, key))]
     if not stated:
         raise UserError(f"{name}: config.json has no max_position_embeddings, so its longest context is not known")
-    longest = min(stated)
+    longest, factor = min(stated), 1.0
+    for rope in _ropes(text):
+        if rope.get("rope_type", rope.get("type")) not in _STRETCHED:
+            factor = float(rope.get("factor") or factor)
+    if not math.isfinite(factor) or factor <= 0:
+        raise ValueError(f"a rope factor of {factor}")
+    return longest if "gemma3" in str(text.get("model_type")) else int(longest * factor)
+
+
+def _ropes(text: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rope scaling of all layers, or one for each kind of layer."""
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type"))
-    factor = float(rope.get("factor") or 1)
-    if kind in ("yarn", "deepseek_yarn"):
-        return int(int(rope.get("original_max_position_embeddings") or longest) * factor)
-    return int(longest * factor) if kind in ("linear", "dynamic") else longest
+    by_layer = rope and all(isinstance(value, dict) for value in rope.values())
+    yield from rope.values() if by_layer else [rope]
 
 
 def _whole(text: dict[str, Any], key: str, name: str) -> int:
     value = text.get(key)
-    if not isinstance(value, int) or value <= 0:
+    if type(value) is not int or value <= 0:
         raise UserError(
             f"{name}: config.json has no {key} (found {value!r}); it describes no decoder that can be planned"
         )
+    return value
+
+
+def _count(text: dict[str, Any], key: str) -> int:
+    """What may be missing, or null: then 0."""
+    value = text.get(key)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{key} is {value!r}, and no whole number from 0 up")
     return value
 
 
@@ -147,7 +172,7 @@ def _latent(text: dict[str, Any], name: str) -> Latent | None:
     if not text.get("kv_lora_rank"):
         return None
     return Latent(
-        query_rank=int(text["q_lora_rank"]) if text.get("q_lora_rank") else None,
+        query_rank=_count(text, "q_lora_rank") or None,
         kv_rank=_whole(text, "kv_lora_rank", name),
         nope_head_dim=_whole(text, "qk_nope_head_dim", name),
         rope_head_dim=_whole(text, "qk_rope_head_dim", name),
@@ -156,7 +181,7 @@ def _latent(text: dict[str, Any], name: str) -> Latent | None:
 
 
 def _experts(text: dict[str, Any], kind: str, name: str) -> Experts | None:
-    count = next((int(text[key]) for key in _EXPERT_COUNTS if text.get(key)), 0)
+    count = next((n for key in _EXPERT_COUNTS if (n := _count(text, key))), 0)
     if count <= 1:
         return None
     if kind not in _KNOWN:
@@ -165,14 +190,14 @@ def _experts(text: dict[str, Any], kind: str, name: str) -> Experts | None:
             " be a guess"
         )
     layers = _whole(text, "num_hidden_layers", name)
-    dense = set(text.get("mlp_only_layers") or []) | set(range(int(text.get("first_k_dense_replace") or 0)))
-    step = int(text.get("decoder_sparse_step") or text.get("moe_layer_freq") or 1)
-    intermediate = int(text.get("moe_intermediate_size") or _whole(text, "intermediate_size", name))
-    shared = int(text.get("shared_expert_intermediate_size") or 0)
+    dense, first = set(text.get("mlp_only_layers") or []), _count(text, "first_k_dense_replace")
+    step = _count(text, "decoder_sparse_step") or _count(text, "moe_layer_freq") or 1
+    intermediate = _count(text, "moe_intermediate_size") or _whole(text, "intermediate_size", name)
+    shared = _count(text, "shared_expert_intermediate_size")
     return Experts(
         count=count,
         intermediate=intermediate,
-        shared_intermediate=shared or int(text.get("n_shared_experts") or 0) * intermediate,
-        layers=sum(1 for i in range(layers) if i not in dense and (i + 1) % step == 0),
+        shared_intermediate=shared or _count(text, "n_shared_experts") * intermediate,
+        layers=sum(1 for i in range(first, layers) if i not in dense and (i + 1) % step == 0),
         router_bias=kind in ("deepseek_v3", "gpt_oss"),
     )

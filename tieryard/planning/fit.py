@@ -124,7 +124,8 @@ def plan_on(model: Model, gpu: Gpu, wish: Wish, *, tensor_parallel: int) -> Plan
     """The plan for so many of these GPUs, whether it fits or not. Raises UserError for a wish that cannot be."""
     _check(wish, model)
     batched = wish.max_num_batched_tokens or gpu.max_num_batched_tokens
-    together = wish.max_num_seqs or gpu.max_num_seqs
+    together = wish.max_num_seqs or min(gpu.max_num_seqs, batched)  # vLLM's default gives way, a wish does not
+    _check_step(batched, together)
     budget = Budget(
         memory=gpu.memory_bytes,
         usable=int(gpu.memory_bytes * wish.utilization),
@@ -147,8 +148,10 @@ def plan_kv_memory(model: Model, kv_bytes: int, wish: Wish, *, tensor_parallel: 
     """The plan for so much KV cache on each device, whatever the device: a CPU, or a figure of vLLM's own log."""
     _check(wish, model)
     fault = model.shape.tensor_parallel_fault(tensor_parallel)
-    limits = (wish.max_num_batched_tokens, wish.max_num_seqs)
-    return Plan(model, wish, None, tensor_parallel, None, kv_bytes, *limits, fault)
+    batched, together = wish.max_num_batched_tokens, wish.max_num_seqs
+    if batched is not None and together is not None:
+        _check_step(batched, together)
+    return Plan(model, wish, None, tensor_parallel, None, kv_bytes, batched, together, fault)
 
 
 def activation_bytes(model: Model, batched_tokens: int, max_num_seqs: int, *, tensor_parallel: int) -> int:
@@ -208,4 +211,14 @@ def _check(wish: Wish, model: Model) -> None:
         raise UserError(
             f"{wish.max_model_len:,} is more than the {longest:,} that {model.shape.name} allows; vLLM refuses it",
             param="--max-model-len",
+        )
+
+
+def _check_step(batched_tokens: int, max_num_seqs: int) -> None:
+    """A step gives each request one token at least."""
+    if batched_tokens < max_num_seqs:
+        raise UserError(
+            f"max_num_batched_tokens ({batched_tokens:,}) is below max_num_seqs ({max_num_seqs:,}), which vLLM refuses;"
+            " raise --max-num-batched-tokens or lower --max-num-seqs",
+            param="--max-num-seqs",
         )

@@ -5,13 +5,26 @@ from __future__ import annotations
 import shlex
 
 from tieryard.planning.fit import Plan
+from tieryard.planning.models import Model
 from tieryard.planning.quantization import ON_LOAD
 
 Flag = int | float | str | bool
 
 
+def stand_in(model: Model) -> str | None:
+    """In words, the checkpoint to serve in the place of the one that was named; None where that one will do, because
+    nothing was overridden, or vLLM quantizes it so while it loads it."""
+    if not model.overridden:
+        return None
+    quantization = model.shape.quantization
+    if quantization is not None and quantization.name in ON_LOAD:
+        return None
+    return f"{quantization.name if quantization else '16-bit'} checkpoint of {model.shape.name}"
+
+
 def flags(plan: Plan, *, revision: str | None = None) -> dict[str, Flag]:
-    """What vLLM is to be told, in its own words; its defaults are spelt out where the sums rest on them."""
+    """What vLLM is to be told, in its own words; its defaults are spelt out where the sums rest on them. The revision
+    is that of the named checkpoint, and left out where another has to be served."""
     found: dict[str, Flag] = {"max_model_len": plan.max_model_len}
     if plan.gpu is None:
         found["kv_cache_memory_bytes"] = plan.kv_bytes
@@ -30,14 +43,15 @@ def flags(plan: Plan, *, revision: str | None = None) -> dict[str, Flag]:
         found["kv_cache_dtype"] = plan.wish.kv_dtype
     if plan.wish.enforce_eager:
         found["enforce_eager"] = True
-    if revision is not None:
+    if revision is not None and stand_in(plan.model) is None:
         found["revision"] = revision
     return found
 
 
 def serve_line(plan: Plan, *, revision: str | None = None) -> str:
     """The same for a shell."""
-    words = ["vllm", "serve", plan.model.shape.name]
+    wanted = stand_in(plan.model)
+    words = ["vllm", "serve", f"<{wanted}>" if wanted else plan.model.shape.name]
     for name, value in flags(plan, revision=revision).items():
         words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
@@ -45,12 +59,12 @@ def serve_line(plan: Plan, *, revision: str | None = None) -> str:
 
 def catalog_fragment(plan: Plan, *, revision: str | None = None) -> str:
     """The deployment's lines that follow from the plan; name, tokenizer and price are the author's to write."""
-    kept = {name: value for name, value in flags(plan).items() if name != "revision"}
+    wanted, kept = stand_in(plan.model), flags(plan)
     shown = ", ".join(f"{name}: {_yaml(value)}" for name, value in kept.items())
     return "\n".join(
         (
-            f"model: {plan.model.shape.name}",
-            f"revision: {revision or '…  # the commit to pin'}",
+            f"model: …  # the {wanted}" if wanted else f"model: {plan.model.shape.name}",
+            f"revision: {(not wanted and revision) or '…  # the commit to pin'}",
             f"size_class: {size_class(plan.model.shape.parameters)}",
             "engine:",
             "  kind: vllm_server",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -54,7 +55,7 @@ def _find(word: str) -> Gpu:
     if word.lower() in by_name:
         return by_name[word.lower()]
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s?GiB", word, re.IGNORECASE)
-    if size and float(size[1]) > 0:
+    if size and 0 < float(size[1]) < math.inf:
         return _gpu(f"{size[1]}GiB", "as given", float(size[1]), large=float(size[1]) >= 70)
     near = " or ".join(name for name in GPUS if name.lower().startswith(f"{word.lower()}-"))
     hint = f"did you mean {near}?" if near else f"known are {', '.join(GPUS)}, all, or a size such as 15.8GiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,18 +60,19 @@ def chosen(name: str) -> Quantization | None:
 
 
 def of_config(config: dict[str, Any]) -> Quantization | None:
-    """What `quantization_config` of a config.json says, or None where there is none."""
+    """What `quantization_config` of a config.json says, or None where there is none. Raises ValueError for sizes that
+    are none."""
     stated = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(stated, dict):
         return None
     method = str(stated.get("quant_method", "unknown")).lower()
     if method in ("awq", "gptq", "awq_marlin", "gptq_marlin"):
-        bits, group_size = int(stated.get("bits", 4)), int(stated.get("group_size", 128))
+        bits, group_size = _size(stated.get("bits", 4)), int(stated.get("group_size", 128))
         return grouped(method, bits, group_size, zero_points=bool(stated.get("zero_point", True)))
     if method == "fp8":
         block = stated.get("weight_block_size")
-        share = 32 / (block[0] * block[1]) if block else 0  # a 32-bit scale for each block, else one for the tensor
-        return Quantization(method, 8 + share)
+        block_weights = _size(block[0]) * _size(block[1]) if block else math.inf  # one block: the whole tensor
+        return Quantization(method, 8 + 32 / block_weights)  # a 32-bit scale for each
     if method == "bitsandbytes":
         return Quantization(method, 4.5 if stated.get("load_in_4bit") else 8)
     if method == "mxfp4":
@@ -92,5 +94,11 @@ def _compressed_tensors(stated: dict[str, Any]) -> Quantization:
 def _of_group(weights: dict[str, Any]) -> Quantization:
     if not isinstance(weights.get("num_bits"), int):
         return Quantization("compressed-tensors", None)
-    zero_points = not weights.get("symmetric", True)
-    return grouped("compressed-tensors", weights["num_bits"], weights.get("group_size") or -1, zero_points=zero_points)
+    bits, zero_points = _size(weights["num_bits"]), not weights.get("symmetric", True)
+    return grouped("compressed-tensors", bits, weights.get("group_size") or -1, zero_points=zero_points)
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value <= 0:
+        raise ValueError(f"quantization_config has {value!r} where a whole number above 0 is expected")
+    return value

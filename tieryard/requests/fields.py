@@ -110,12 +110,11 @@ Metadata = Annotated[
 PromptCacheKey = Annotated[
     str,
     Field(
-        max_length=256,
         description="Jobs with the same one are sent to the same replica, whose cache then has their common beginning. "
         "Default: told by the first 256 bytes of the prompt.",
     ),
 ]
-"""OpenAI takes up to 64 characters. It is only hashed here, so that a longer one does no harm."""
+"""OpenAI takes up to 64 characters. It is only hashed here, so that any length does."""
 
 
 def refuse_nul(raw: str | bytes, *, line: int | None = None) -> None:

@@ -27,7 +27,7 @@ _PREFIX_BYTES = 256
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request for one completion. `body` is what an engine is sent, less `model` and streaming options;
-    `input_field` is where the caller wrote the prompt. The last six are the caller's wishes for the job."""
+    `input_field` is where the caller wrote the prompt. The last seven are the caller's wishes for the job."""
 
     endpoint: Endpoint
     body: dict[str, Any]

@@ -89,7 +89,7 @@ def decide_many(jobs: Iterable[JobFeatures], snapshot: Snapshot) -> list[Decisio
 
 
 def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
-    """Filters, then ranks what is left by (serving now, distance from the wanted size, expected cost, name)."""
+    """Filters, then ranks what is left by (serving now, distance from the wanted size, expected cost, load, name)."""
     refusals = {c.name: refused for c in snapshot.candidates if (refused := _refusal(job, c)) is not None}
     fit = [c for c in snapshot.candidates if c.name not in refusals]
     if not fit:
@@ -98,7 +98,9 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
         judged = _judge_all(job, snapshot, refusals, None)
         return Decision(None, _nobody(job, refusals), fallback=False, judged=judged, closest=closest)
     any_live = any(c.live for c in fit)
-    chosen = min(fit, key=lambda c: (any_live and not c.live, _distance(job, c), expected_cost(job, c), c.name))
+    chosen = min(
+        fit, key=lambda c: (any_live and not c.live, _distance(job, c), expected_cost(job, c), _load(c), c.name)
+    )
     wanted = job.text.wanted
     fallback = job.model == AUTO and _ORDER[chosen.size_class] < _ORDER[wanted]
     return Decision(
@@ -119,6 +121,8 @@ def _refusal(job: JobFeatures, candidate: Candidate) -> Refusal | None:
             return Refusal(Hurdle.MODEL, f"is {candidate.size_class}; the job asks for {job.model}")
     elif job.model not in (AUTO, candidate.name):
         return Refusal(Hurdle.MODEL, f"the job pins '{job.model}'")
+    if candidate.named_only and job.model != candidate.name:
+        return Refusal(Hurdle.MODEL, "is only for jobs that name it")
     if job.endpoint not in candidate.serves:
         return Refusal(Hurdle.ENDPOINT, f"does not serve {job.endpoint}")
     missing = job.needs - candidate.capabilities
@@ -137,6 +141,14 @@ def _distance(job: JobFeatures, candidate: Candidate) -> int:
         return 0
     steps = _ORDER[candidate.size_class] - _ORDER[job.text.wanted]
     return steps if steps >= 0 else 3 - steps
+
+
+def _load(candidate: Candidate) -> float:
+    """What is in its engines and waits for them, of what they take at once: above 1 there is a queue. Or the share of
+    the KV cache in use, where few long requests fill it."""
+    if not candidate.capacity:
+        return 0.0
+    return max((candidate.in_flight + candidate.backlog) / candidate.capacity, candidate.kv_usage or 0.0)
 
 
 def _because(job: JobFeatures, chosen: Candidate, fit: list[Candidate]) -> str:
@@ -188,4 +200,7 @@ def _lost(job: JobFeatures, loser: Candidate, chosen: Candidate, *, any_live: bo
     if _distance(job, loser) != _distance(job, chosen):
         return f"{loser.size_class}; {chosen.size_class} is nearer to {job.text.wanted}"
     cost, best = expected_cost(job, loser), expected_cost(job, chosen)
-    return f"expected cost ${cost:f} against ${best:f}" if cost != best else f"equal to {chosen.name}, by name"
+    if cost != best:
+        return f"expected cost ${cost:f} against ${best:f}"
+    load, less = _load(loser), _load(chosen)
+    return f"costs the same; load {load:.2f} against {less:.2f}" if load != less else f"equal to {chosen.name}, by name"

@@ -27,13 +27,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a deployment's replicas publish, summed. `waiting` requests stand in the servers' own queues; `kv_usage`, 0
-    to 1, is of the emptiest KV cache, None where no server says so."""
+    """What a deployment's replicas publish, summed. `kv_usage`, 0 to 1, is of the emptiest KV cache, None where no
+    server says so."""
 
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
-    waiting: int = 0
     kv_usage: float | None = None
 
 
@@ -55,9 +54,9 @@ class Candidate:
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
-    waiting: int = 0
     kv_usage: float | None = None
     refused: str = ""
+    named_only: bool = False
     profiles: dict[str, Profile] = field(default_factory=dict)
 
 
@@ -92,6 +91,7 @@ class Snapshot:
                     output_usd_per_1m=d.price.output_usd_per_1m,
                     quality=d.quality,
                     serves=d.endpoints,
+                    named_only=d.named_only,
                     live=seen[name].capacity > 0,
                     **asdict(seen[name]),
                     profiles=profiles.get(name, {}),

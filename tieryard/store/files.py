@@ -28,6 +28,7 @@ from tieryard.store.schema import File
 _MOST_LINE_BYTES = 16 * 2**20
 _SPARE_LINES = 1000  # a file may have so many blank lines, and one beside each request
 CHUNK_BYTES = 2 * 2**20
+_NOT_ASKED = {"metadata", "prompt_cache_key"}  # members of a body that change no answer
 _LEAST_ROWS, _MOST_ROWS = 16, 2000
 
 # Up to so many rows, and of those as many as are CHUNK_BYTES together: one at least.
@@ -142,11 +143,12 @@ class _Lines:
 
 
 def request_hash(tenant_id: int, line: dict[str, Any]) -> bytes | None:
-    """Names what a line asks for, whatever its custom_id and metadata: 16 bytes, other ones for other tenants."""
+    """Names what a line asks for, whatever its custom_id, metadata and prompt_cache_key: 16 bytes, other ones for other
+    tenants."""
     body = line.get("body")
     if not isinstance(body, dict):
         return None
-    asked = [tenant_id, line.get("url"), {k: v for k, v in body.items() if k != "metadata"}]
+    asked = [tenant_id, line.get("url"), {k: v for k, v in body.items() if k not in _NOT_ASKED}]
     try:
         return hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
     except (orjson.JSONEncodeError, TypeError):  # nested deeper than orjson writes

@@ -45,7 +45,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A decision to save. `deployment` None refuses the job for `reason`."""
+    """A decision to save. `deployment` None refuses the job for `reason`; `prefix_key` 0 is none."""
 
     job_id: int
     fence: int
@@ -53,6 +53,7 @@ class Routed:
     category: str
     reason: str
     features: JobFeatures | None
+    prefix_key: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,11 @@ ORDER BY job.id
 _ROUTE = """
 WITH choice AS (
     SELECT * FROM jsonb_to_recordset(%(choices)s::jsonb)
-        AS c (job_id bigint, fence int, deployment text, category text, reason text, features jsonb)
+        AS c (job_id bigint, fence int, deployment text, category text, reason text, features jsonb,
+              prefix_key bigint)
 ), moved AS (
     UPDATE job SET state = 'routed', deployment = choice.deployment, category = choice.category,
+                   prefix_key = nullif(choice.prefix_key, 0),
                    nudge_at = now() + %(patience)s * interval '1 second'
     FROM choice
     WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from)s)

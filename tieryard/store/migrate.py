@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 
 from alembic import command
@@ -12,8 +13,10 @@ from alembic.script import ScriptDirectory
 from tieryard.errors import StoreError
 from tieryard.store.connection import Store
 
-# Two fleets' `migrate` at once would race to create the same tables.
-_LOCK = "SELECT pg_advisory_lock(hashtext('tieryard.migrate'))"
+# Two fleets' `migrate` at once would race to create the same tables. Tried, and tried again: an index that is made
+# concurrently waits for every statement under way, so also for one that would wait here for the lock, without end.
+_LOCK = "SELECT pg_try_advisory_lock(hashtext('tieryard.migrate'))"
+_TRY_EVERY_S = 0.2
 
 
 def _config(database_url: str | None = None) -> Config:
@@ -31,7 +34,8 @@ def migrate(database_url: str) -> None:
     store = Store(database_url)
     try:
         with store.transaction() as connection:
-            connection.execute(_LOCK)
+            while connection.execute(_LOCK).fetchone() != (True,):
+                time.sleep(_TRY_EVERY_S)
             try:
                 command.upgrade(_config(database_url), "head")
             finally:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from tieryard.job import MAX_WORKER_DEATHS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
@@ -118,7 +117,8 @@ WHERE finished_at IS NULL AND (deadline < now() OR cancelling_at IS NOT NULL)
 
 # Jobs whose nudge is due again: lost (or taken for lost), or their backoff is over. The next time is as far off as
 # the job's release is past, so one that merely waits is nudged again only log2(its wait) times. Its creation says
-# nothing: a batch's jobs may be released, and their nudges lost, many hours after it.
+# nothing: a batch's jobs may be released, and their nudges lost, many hours after it. They come in the order in which
+# their nudges fell due, which is about that of their release.
 _NUDGE = """
 WITH due AS (
     SELECT id, released_before FROM in_yard
@@ -127,16 +127,17 @@ WITH due AS (
            OR (nudge_at IS NULL AND released_before < now() - %(patience)s * interval '1 second'))
     LIMIT %(most)s
 ), free AS (
-    SELECT job.id, due.released_before FROM job JOIN due USING (id)
+    SELECT job.id, due.released_before, job.nudge_at AS was_due FROM job JOIN due USING (id)
     WHERE job.state = ANY(%(waiting)s) AND (job.not_before IS NULL OR job.not_before <= now())
     FOR UPDATE OF job SKIP LOCKED
 ), nudged AS (
     UPDATE job SET nudge_at = now() + greatest(%(patience)s * interval '1 second',
                                                now() - coalesce(free.released_before, now()))
     FROM free WHERE job.id = free.id
-    RETURNING job.id, job.state, job.tier, job.deployment, job.deadline
+    RETURNING job.id, job.state, job.tier, job.deployment, coalesce(job.prefix_key, 0) AS prefix_key,
+              free.was_due
 )
-SELECT * FROM nudged
+SELECT id, state, tier, deployment, prefix_key FROM nudged ORDER BY was_due, id
 """
 
 _MARK = """
@@ -155,13 +156,13 @@ _MOST_NUDGES = 20_000  # a sweep's, so that none is long; all there are when Red
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """A job to publish again: to its tier's queue when queued, to its deployment's when routed."""
+    """A job to publish again: to its tier's queue when queued, to its deployment's, or its home's, when routed."""
 
     id: int
     state: str
     tier: str
     deployment: str | None
-    deadline: datetime
+    prefix_key: int
 
 
 def bury(connection: Connection) -> list[tuple[int, str, str | None]]:
@@ -169,14 +170,12 @@ def bury(connection: Connection) -> list[tuple[int, str, str | None]]:
     return [(row[0], row[1], row[2]) for row in connection.execute(_BURY)]
 
 
-def left_since(connection: Connection, *, seconds: float) -> list[tuple[int, str]]:
-    """Workers of deployments that stopped or were declared dead in the last seconds: (id, deployment)."""
+def living(connection: Connection, worker_ids: Collection[int]) -> set[int]:
+    """Those of these workers that have neither stopped nor been declared dead."""
     rows = connection.execute(
-        "SELECT id, deployment FROM worker "
-        "WHERE stopped_at > now() - %(s)s * interval '1 second' AND deployment IS NOT NULL",
-        {"s": seconds},
+        "SELECT id FROM worker WHERE id = ANY(%(ids)s) AND stopped_at IS NULL", {"ids": list(worker_ids)}
     )
-    return [(row[0], row[1]) for row in rows]
+    return {row[0] for row in rows}
 
 
 def requeue_orphans(connection: Connection) -> dict[str, int]:

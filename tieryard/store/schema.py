@@ -192,7 +192,8 @@ class Job(SQLModel, table=True):
     """One request for one completion.
 
     `ran_alone` is set before a suspect's lone start: only after it can one more worker death be its last. `attended`:
-    its caller waits on a connection to the API process that runs it, so nobody else ever will.
+    its caller waits on a connection to the API process that runs it, so nobody else ever will. `prefix_key` is what
+    it shares with jobs that begin alike, from when it is routed.
     """
 
     __tablename__: ClassVar[str] = "job"
@@ -219,6 +220,7 @@ class Job(SQLModel, table=True):
     attended: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     enqueued_tokens: int | None = None
     worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    prefix_key: int | None = Field(default=None, sa_column=Column(BigInteger))
     created_at: datetime = Field(sa_column=_time(now=True))
     deadline: datetime = Field(sa_column=_time())
     nudge_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))

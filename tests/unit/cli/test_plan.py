@@ -123,10 +123,14 @@ def test_no_kv_memory_holds_nothing(ask: Ask) -> None:
 
 
 def test_a_checkpoint_that_must_be_made_first_is_said(ask: Ask) -> None:
-    assert "awq needs a checkpoint" in ask(LLAMA_8B, "--gpu", "A10G", "--quantization", "awq").output
-    served = ask(LLAMA_8B, "--gpu", "A10G", "--quantization", "fp8").output
-    assert "needs a checkpoint" not in served
-    assert "--quantization fp8" in served
+    output = " ".join(ask(LLAMA_8B, "--gpu", "A10G", "--quantization", "awq").output.split())
+    assert f"vllm serve '<awq checkpoint of {LLAMA_8B}>' --max-model-len" in output
+    assert f"{LLAMA_8B} is not stored so: fill in the name of the awq checkpoint" in output
+    for served in ("fp8", "none"):
+        output = ask(LLAMA_8B, "--gpu", "A10G", "--quantization", served).output
+        assert f"vllm serve {LLAMA_8B} --max-model-len" in output
+        assert "is not stored so" not in output
+        assert ("--quantization fp8" in output) == (served == "fp8")
 
 
 def test_what_bounds_the_requests_in_flight_is_said(ask: Ask) -> None:
@@ -145,12 +149,29 @@ def test_what_bounds_the_requests_in_flight_is_said(ask: Ask) -> None:
         ((LLAMA_8B, "--gpu", "A10G", "--kv-cache-dtype", "int3"), "'int3' is none of"),
         ((LLAMA_8B, "--gpu", "A10G", "--gpu-memory-utilization", "2"), "above 0 and at most 1"),
         ((LLAMA_8B, "--gpu", "all", "--rent", "1"), "give a single --gpu"),
+        ((LLAMA_8B, "--gpu", "A10G", "--throughput", "900"), "give the rent too"),
+        ((LLAMA_8B, "--gpu", "A10G", "--max-num-seqs", "4096"), "which vLLM refuses"),
+        ((LLAMA_8B, "--gpu", f"{'9' * 400}GiB"), "no GPU"),
         (("acme/tiny", "--gpu", "A10G"), "HF_HUB_OFFLINE is set"),
         (("nowhere", "--gpu", "A10G"), "no hub name"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(ask: Ask, words: tuple[str, ...], why: str) -> None:
     assert why in refused(ask(*words))
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "-1", "much"])
+def test_kv_memory_is_a_size(ask: Ask, size: str) -> None:
+    assert ask(LLAMA_8B, "--kv-memory", size).exit_code == 2
+
+
+def test_nothing_is_cut_in_80_columns(ask: Ask) -> None:
+    """With the widest figures that the table of all GPUs can have here."""
+    words = ("HuggingFaceTB/SmolLM2-135M", "--gpu", "all", "--context", "1", "--kv-cache-dtype", "fp8")
+    narrow, wide = (ask(*words, columns=columns).output.partition("\n\n")[2] for columns in (80, 200))
+    assert max(map(len, narrow.splitlines())) <= 80
+    cells = {word for line in wide.splitlines() for word in line.split()}
+    assert cells <= {word for line in narrow.splitlines() for word in line.split()}
 
 
 @pytest.mark.parametrize("money", ["free", "-1", "0", "NaN"])

@@ -31,6 +31,11 @@ vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="m"} 100
 vllm:time_to_first_token_seconds_count{engine="0",model_name="m"} 100.0
 # TYPE vllm:cache_config_info gauge
 vllm:cache_config_info{block_size="128",engine="0",num_gpu_blocks="364"} 1.0
+# TYPE vllm:prompt_tokens counter
+vllm:prompt_tokens_total{engine="0",model_name="m"} 1000.0
+vllm:prompt_tokens_by_source_total{engine="0",model_name="m",source="local_compute"} 900.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 234.0
+process_start_time_seconds 1.79537972164e+09
 python_gc_objects_collected_total{generation="0"} 15129.0
 """
 
@@ -44,6 +49,8 @@ def test_requests_and_counters_are_summed_over_engines_and_the_fullest_cache_cou
         preemptions=4,
         prefix_queries=100,
         prefix_hits=60,
+        tokens=1234,
+        started_at=1795379721.64,
         kv_tokens=46_592,
         ttft_counts=((0.1, 90), (1.0, 98), (float("inf"), 100)),
     )

@@ -110,7 +110,7 @@ CASES = {
             WORKER + "ValueError: Available memory on node 0 (3.1/9.96 GiB) on startup is less than desired CPU memory "
             "utilization (0.92, 9.16 GiB). On the CPU backend"
         ],
-        ["gpu_memory_utilization 0.92 means 9.16 GiB", "3.1 of 9.96 GiB"],
+        ["9.16 GiB would be taken", "3.1 of 9.96 GiB", "set VLLM_CPU_KVCACHE_SPACE"],
     ),
     "heads and GPUs (seen)": (
         [
@@ -204,7 +204,16 @@ CASES = {
     ),
     "an architecture of old": (
         ["ValueError: Model architecture OldModel was supported in vLLM until v0.9, and is not supported anymore."],
-        ["architecture OldModel"],
+        ["no longer runs", "architecture OldModel", "install vLLM 0.9, the last that did"],
+    ),
+    "a tokenizer of another kind": (
+        [
+            "RuntimeError: Failed to load the tokenizer. If the tokenizer is a custom tokenizer not yet available in "
+            "the HuggingFace transformers library, consider setting `trust_remote_code=True` in LLM or using the "
+            "`--trust-remote-code` flag in the CLI. If the model was created with a newer version of transformers, "
+            "consider upgrading: `uv pip install --upgrade transformers`"
+        ],
+        ["cannot load the tokenizer", "set trust_remote_code: true", "upgrade"],
     ),
     "code of the model's own": (
         ["ValueError: Please pass the argument `trust_remote_code=True` to allow custom code to be run."],
@@ -226,7 +235,19 @@ CASES = {
         ["RuntimeError: Failed to infer device type, please set the environment variable"],
         ["finds no GPU", "nvidia-smi"],
     ),
-    "a full disk": (["OSError: [Errno 28] No space left on device"], ["the disk is full"]),
+    "a full disk": (["OSError: [Errno 28] No space left on device: '/cache/model'"], ["the disk is full"]),
+    "full shared memory": (
+        [WORKER + "OSError: [Errno 28] No space left on device: '/dev/shm/sem.x'"],
+        ["shared memory (/dev/shm) is full", "--shm-size"],
+    ),
+    "full shared memory, in PyTorch's words": (
+        ["RuntimeError: unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"],
+        ["shared memory (/dev/shm) is full"],
+    ),
+    "too little shared memory": (
+        ["RuntimeError: Insufficient space in /dev/shm for a ring buffer: 161 MiB required, 64 MiB free. Increase it"],
+        ["shared memory (/dev/shm) is full"],
+    ),
     "an unknown flag (seen)": (
         ["usage: vllm serve [model_tag] [options]", "vllm: error: unrecognized arguments: --max-modl-len"],
         ["does not know --max-modl-len", "mend the engine's flags"],
@@ -268,6 +289,20 @@ def test_a_known_failure_is_told_with_its_figures_and_its_remedy(name):
     assert [part for part in parts if part not in said] == [], said
     assert "\n" not in said
     assert len(said) < 300  # events are cut there
+
+
+@pytest.mark.parametrize("name", ["no memory for the KV cache (seen)", "a KV cache too small for one request"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "(EngineCore pid=1) INFO 11-22 20:35:45 [core.py:133] Initializing: dtype=auto, device_config=cpu, seed=0",
+        "(Worker pid=2) INFO 11-22 20:35:57 [cpu_worker.py:260] Explicitly set (0.0/9.96) GiB for KV cache on node 0.",
+    ],
+)
+def test_on_a_cpu_the_remedy_is_that_builds_own(name, line):
+    said = cause([line, *CASES[name][0], *AFTERMATH], 1)
+    assert "raise VLLM_CPU_KVCACHE_SPACE" in said
+    assert "gpu_memory_utilization" not in said
 
 
 def test_the_first_cause_in_the_log_is_told_not_what_followed():

@@ -11,7 +11,8 @@ import structlog.testing
 
 from tests.conftest import eventually
 from tests.unit.engines.test_keeper import runs
-from tests.unit.engines.vllm_script import HELP, asked_of, write_python
+from tests.unit.engines.test_vllm_flags import pid_in
+from tests.unit.engines.vllm_script import HELP, asked_of, write_python, write_slow_python
 from tieryard.catalog import parse_catalog
 from tieryard.engines import Recording, record
 from tieryard.engines.opening import open_engine, open_replica
@@ -111,9 +112,10 @@ def test_an_adapter_is_opened_by_its_host_and_asked_by_its_name(tmp_path):
 def test_vllm_sees_neither_the_fleets_settings_nor_another_environments_programs_first(monkeypatch, tmp_path):
     monkeypatch.setenv("TIERYARD_DATABASE_URL", "postgresql://secret")
     monkeypatch.setenv("HF_TOKEN", "kept")
+    monkeypatch.setenv("VLLM_API_KEY", "sk-1")  # for a server that somebody attaches
     python = write_python(tmp_path)
     found = environment({"VLLM_CPU_KVCACHE_SPACE": "1"}, python=str(python))
-    assert [name for name in found if name.startswith("TIERYARD_")] == []
+    assert [name for name in found if name.startswith("TIERYARD_") or name == "VLLM_API_KEY"] == []
     assert found["PATH"] == f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     assert (found["HF_TOKEN"], found["VLLM_CPU_KVCACHE_SPACE"], found["VLLM_NO_USAGE_STATS"]) == ("kept", "1", "1")
 
@@ -126,7 +128,21 @@ def test_facts_are_read_from_the_log():
     chunked = facts.told("INFO [scheduler.py:307] Chunked prefill is enabled with max_num_batched_tokens=8192.")
     assert (chunked.chunked_prefill, chunked.max_num_batched_tokens) == (True, 8192)
     assert facts.told("GPU KV cache size: 1,000,000 tokens").kv_cache_tokens == 1_000_000
-    assert facts.told("enable_chunked_prefill=False").chunked_prefill is False
+
+
+def test_the_size_of_a_step_is_read_where_vllm_chose_it():
+    # The line that names it is left out when it is the default, and told of the default when the prefill is whole.
+    scheduler = "(APIServer pid=1) INFO [scheduler.py:307] Chunked prefill is enabled with max_num_batched_tokens=2048."
+    config = (
+        "(EngineCore pid=2) INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='smol', "
+        "enable_prefix_caching=True, enable_chunked_prefill=%s, pooler_config=None, compilation_config={'mode': "
+        "<CompilationMode.NONE: 0>, 'compile_sizes': None, 'compile_ranges_endpoints': [%s], 'inductor_passes': {}}"
+    )
+    on = VllmFacts("0.32.0").told(config % (True, "2048"))
+    assert (on.chunked_prefill, on.max_num_batched_tokens) == (True, 2048)
+    off = VllmFacts("0.32.0").told(scheduler).told(config % (False, "1024, 16384"))
+    assert (off.chunked_prefill, off.max_num_batched_tokens) == (False, 16384)
+    assert VllmFacts("0.32.0").told(config % (True, "")).max_num_batched_tokens is None
 
 
 @pytest.fixture
@@ -241,6 +257,19 @@ async def test_a_start_that_is_called_off_leaves_nothing(make):
     assert [pid for pid in pids if runs(pid)] == []
 
 
+async def test_a_start_that_is_called_off_while_vllm_prints_its_flags_leaves_nothing(tmp_path):
+    spec = {"weights": str(tmp_path), "python": str(write_slow_python(tmp_path))}
+    deployment = catalog(**spec).deployments["base"]
+    engine = VllmServerEngine("base", deployment, adapters={}, cache_dir=tmp_path)
+    starting = asyncio.create_task(engine.start())
+    pid = await asyncio.to_thread(pid_in, tmp_path)
+    starting.cancel()
+    await engine.close()
+    assert not runs(pid)
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
 async def test_a_closed_engine_takes_no_request(make):
     with pytest.raises(EngineDownError, match="vLLM is not started"):
         await record(make(), {"messages": []}, Recording())
@@ -260,6 +289,30 @@ def test_once_it_serves_the_api_servers_words_stay_out_of_the_log(make):
         ("info", core),
         ("debug", quiet),
     ]
+    assert "secret" not in str(engine.log_tail)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("dump_input.py:70", "Dumping scheduler output for model execution: SchedulerOutput(x=['secret'])"),
+        ("core.py:9", "NewRequestData(req_id=1,sampling_params=SamplingParams(stop=['secret'], seed=None))"),
+        ("core.py:9", "PoolingParams('secret')"),
+        ("core.py:9", "cannot take the prompt 'secret'"),
+        ("__init__.py:208", "ValueError: secret"),  # the trace of a schema that cannot be compiled
+        ("backend_guidance.py:231", "LLMatcher error: secret"),
+        ("scheduler.py:2190", "Unexpected: grammar rejected tokens [secret] for request 1. Terminating request."),
+    ],
+)
+def test_of_what_the_engine_says_of_a_request_only_the_place_is_told(make, place, said):
+    engine = make()
+    engine._phase = "serving"
+    head = f"(EngineCore pid=8) ERROR 11-22 20:35:29 [{place}]"
+    with structlog.testing.capture_logs() as logs:
+        engine._hear(f"{head} {said}")
+        engine._hear(f"(EngineCore pid=8) INFO 11-22 20:35:29 [{place}] {said}")
+        engine._hear(f"(EngineCore pid=8) SamplingParams(stop=['{said}'])")  # of a trace, which has no place
+    assert [log["line"] for log in logs] == [head]
     assert "secret" not in str(engine.log_tail)
 
 

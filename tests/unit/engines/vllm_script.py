@@ -74,6 +74,16 @@ def write_python(folder: Path, *, version: str = "0.32.0", help_text: str = HELP
     return path
 
 
+def write_slow_python(folder: Path) -> Path:
+    """One that never comes to print its flags. Its process is named in `pid`, beside it."""
+    path = folder / "slow-python"
+    path.write_text(
+        f'#!/bin/sh\nif [ "$2" = --version ]; then echo 0.32.0; exit; fi\necho $$ > {folder}/pid\nexec sleep 600\n'
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
 def asked_of(folder: Path) -> list[str]:
     """Every command line so far."""
     path = folder / "asked.jsonl"

@@ -50,7 +50,25 @@ def test_a_head_size_is_not_rounded() -> None:
         read_shape({**PLAIN, "num_attention_heads": 7}, name="m")
 
 
-@pytest.mark.parametrize("more", [{"num_key_value_heads": [2, 4]}, {"rope_scaling": "twice"}, {"head_dim": "wide"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"num_key_value_heads": [2, 4]},
+        {"num_key_value_heads": -2},
+        {"head_dim": "wide"},
+        {"head_dim": -4},
+        {"head_dim": True},
+        {"max_position_embeddings": 2048.5},
+        {"model_type": "mixtral", "num_local_experts": -8},
+        {"model_type": "mixtral", "num_local_experts": 8, "first_k_dense_replace": 0.5},
+        {"rope_scaling": "twice"},
+        {"rope_scaling": {"type": "linear", "factor": -2}},
+        {"rope_scaling": {"type": "linear", "factor": "inf"}},
+        {"rope_scaling": {"type": "linear", "factor": 1e308}},
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 128]}},
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}},
+    ],
+)
 def test_a_value_of_another_kind_is_refused(more: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"m: config\.json has a value of a kind"):
         read_shape({**PLAIN, **more}, name="m")
@@ -105,14 +123,30 @@ def test_the_language_part_of_a_multimodal_config() -> None:
 @pytest.mark.parametrize(
     ("rope", "longest"),
     [
-        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}, 4096),
-        ({"type": "linear", "factor": 2.0}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}, 2048),
+        ({"type": "deepseek_yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"type": "su", "factor": 4.0}, 2048),
+        ({"rope_type": "longrope", "factor": 4.0}, 2048),
         ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}, 2048),
+        ({"type": "linear", "factor": 2.0}, 4096),
+        ({"rope_type": "dynamic", "factor": 2.0}, 4096),
+        ({"rope_type": "ntk", "factor": 2.0}, 4096),
+        ({"rope_type": "default"}, 2048),
+        (
+            {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}},
+            16384,
+        ),
         (None, 2048),
     ],
 )
 def test_rope_scaling_as_vllm_counts_it(rope: dict[str, Any] | None, longest: int) -> None:
-    assert read_shape({**PLAIN, "rope_scaling": rope}, name="m").longest_context == longest
+    for key in ("rope_scaling", "rope_parameters"):
+        assert read_shape({**PLAIN, key: rope}, name="m").longest_context == longest
+
+
+def test_gemma_3_states_its_stretched_context() -> None:
+    config = {**PLAIN, "model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    assert read_shape(config, name="m").longest_context == 2048
 
 
 def test_only_some_layers_have_experts() -> None:

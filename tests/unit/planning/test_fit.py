@@ -189,3 +189,12 @@ def test_wishes_that_cannot_be() -> None:
         on(LLAMA_8B, "A10G", utilization=1.5)
     with pytest.raises(UserError, match="vLLM refuses it"):
         on(LLAMA_8B, "H200", max_model_len=131_073)
+
+
+def test_a_step_has_a_token_for_each_request() -> None:
+    assert on(LLAMA_8B, "A10G", max_num_batched_tokens=100).max_num_seqs == 100, "vLLM lowers its default"
+    for wish in ({"max_num_batched_tokens": 64, "max_num_seqs": 128}, {"max_num_seqs": 4096}):
+        with pytest.raises(UserError, match="raise --max-num-batched-tokens or lower --max-num-seqs"):
+            on(LLAMA_8B, "A10G", **wish)
+    with pytest.raises(UserError, match=r"\(64\) is below max_num_seqs \(128\)"):
+        plan_kv_memory(model(LLAMA_8B), GIB, Wish(max_num_batched_tokens=64, max_num_seqs=128))

@@ -41,6 +41,27 @@ def test_only_what_vllm_quantizes_itself_is_a_flag(kind: str, flag: str | None) 
     assert flags(plan).get("quantization") == flag
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "missing"),
+    [
+        (LLAMA_8B, "awq", f"awq checkpoint of {LLAMA_8B}"),
+        (LLAMA_8B, "int8", f"int8 checkpoint of {LLAMA_8B}"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", "none", "16-bit checkpoint of Qwen/Qwen2.5-7B-Instruct-AWQ"),
+        (LLAMA_8B, "fp8", None),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_named_one_is_left_to_fill_in(name: str, kind: str, missing: str | None) -> None:
+    plan = plan_on(model(name).quantized(chosen(kind)), GPUS["L40S"], Wish(), tensor_parallel=1)
+    line, fragment = serve_line(plan, revision=COMMIT), catalog_fragment(plan, revision=COMMIT)
+    if missing is None:
+        assert line.startswith(f"vllm serve {name} --")
+        assert fragment.startswith(f"model: {name}\nrevision: {COMMIT}\n")
+    else:
+        assert line.startswith(f"vllm serve '<{missing}>' --")
+        assert fragment.startswith(f"model: …  # the {missing}\nrevision: …  #")
+        assert COMMIT not in line + fragment, "it is of another repository"
+
+
 def test_a_checkpoint_says_its_own_quantization() -> None:
     plan = plan_on(model("Qwen/Qwen2.5-32B-Instruct-AWQ"), GPUS["L40S"], Wish(), tensor_parallel=1)
     assert "quantization" not in flags(plan)

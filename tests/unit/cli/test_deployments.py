@@ -1,0 +1,121 @@
+"""`tieryard deployments` as an operator meets it: nothing cut in 80 columns, nothing said that is not known."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tieryard.cli import deployments
+from tieryard.cli.main import cli
+from tieryard.engines.load import Load
+from tieryard.errors import StoreError
+from tieryard.metrics import EngineState, Replica
+from tieryard.store.reads import PrefixCache
+
+Show = Callable[..., Result]
+BUSY = Load(running=60, waiting=12_345, kv_usage=1.0, preemptions=1_234_567, prefix_queries=1000, prefix_hits=370)
+
+
+def replica(load: Load | None = BUSY, state: EngineState = EngineState.SERVING) -> Replica:
+    return Replica(
+        worker_id=1_234_567,
+        url="http://here",
+        capacity=1024,
+        in_flight=1000,
+        calls={},
+        backlog=123_456,
+        state=state,
+        ttft_ms=123_456.0,
+        load=load,
+    )
+
+
+def cache(cached: int = 500, slope: float | None = 0.5) -> PrefixCache:
+    return PrefixCache("small", 1_234_567, 1_234_567_890, cached, slope)
+
+
+@pytest.fixture
+def show(monkeypatch: pytest.MonkeyPatch) -> Show:
+    """Runs the command on replicas and prefix caches as given; without caches the database is away."""
+
+    def run(
+        replicas: list[Replica], caches: list[PrefixCache] | None, columns: int = 80, name: str = "small"
+    ) -> Result:
+        @contextlib.contextmanager
+        def live(data_dir: object) -> Iterator[object]:
+            yield SimpleNamespace(replicas=lambda _: replicas), SimpleNamespace(deployments=[name])
+
+        @contextlib.contextmanager
+        def database(data_dir: object) -> Iterator[object]:
+            if caches is None:
+                raise StoreError("Postgres is away: no route")
+            yield None
+
+        monkeypatch.setattr(deployments, "live_metrics", live)
+        monkeypatch.setattr(deployments, "database", database)
+        monkeypatch.setattr(deployments.reads, "prefix_cache", lambda _, since: caches)
+        return CliRunner().invoke(cli, ["deployments"], env={"COLUMNS": str(columns)})
+
+    return run
+
+
+def cells(output: str) -> list[list[str]]:
+    """The words of the tables' rows, by line."""
+    return [line.split() for line in output.splitlines()]
+
+
+def test_nothing_is_cut_in_80_columns(show: Show) -> None:
+    name = "a-rather-long-name-of-a-deployment"
+    result = show([replica()], [cache()], name=name)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.output.splitlines())) <= 80
+    [row] = [words for words in cells(result.output) if "serving" in words]
+    figures = ["1,024", "1,000", "123,456", "12,345", "100%", "1,234,567", "37%", "123,456"]
+    assert row[1:] == ["1234567", "serving", *figures]
+    [saved] = [words for words in cells(result.output) if "1,234,567,890" in words]
+    assert saved == ["small", "1,234,567", "1,234,567,890", "500", "0%", "~0.2", "s"]
+    folded = "".join(line.split()[0] for line in result.output.splitlines() if line[:1] in name and line.strip())
+    assert name in folded
+
+
+@pytest.mark.parametrize(
+    ("cached", "hits", "queries", "told"),
+    [
+        (500, 0, 0, True),
+        (0, 0, 0, False),
+        (0, 0, 1000, True),
+        (0, 370, 1000, False),
+    ],
+    ids=["seen", "nobody says", "the server found none", "the server does not tell of a request's"],
+)
+def test_no_hits_are_told_from_hits_that_are_not_known(
+    show: Show, cached: int, hits: int, queries: int, told: bool
+) -> None:
+    load = Load(running=0, waiting=0, kv_usage=0.0, preemptions=0, prefix_queries=queries, prefix_hits=hits)
+    result = show([replica(load)], [cache(cached)])
+    [saved] = [words for words in cells(result.output) if "1,234,567,890" in words]
+    assert ("–" not in saved) == told
+    assert ("0%" in saved) == told
+
+
+def test_a_server_that_says_nothing_of_itself(show: Show) -> None:
+    result = show([replica(None)], [])
+    [row] = [words for words in cells(result.output) if "serving" in words]
+    assert row[-5:] == ["–", "–", "–", "–", "123,456"]
+
+
+def test_replicas_are_shown_without_the_database(show: Show) -> None:
+    result = show([replica()], None)
+    assert result.exit_code == 1
+    assert "serving" in result.output
+    assert "What prefix caches saved is not known: Postgres is away: no route" in result.output
+
+
+@pytest.mark.parametrize("found", [[], [replica(state=EngineState.UNFIT)]])
+def test_what_does_not_serve_is_a_failure(show: Show, found: list[Replica]) -> None:
+    assert show(found, []).exit_code == 1
