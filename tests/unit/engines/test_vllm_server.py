@@ -60,6 +60,15 @@ AWQ = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def plain_logs():
+    """As they are unless configured: another test's level would keep lines from being seen."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    yield
+    structlog.configure(**before)
+
+
 def catalog(*, adapter=False, **engine):
     return parse_catalog(CATALOG % json.dumps({"kind": "vllm_server"} | engine) + (ADAPTER if adapter else ""))
 
