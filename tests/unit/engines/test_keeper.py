@@ -27,9 +27,9 @@ DEAF = (
 # The usual way to leave one's parent for good: a child's child in a session of its own.
 STRAY = (
     BORN
-    + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    + "if os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n    say(os.getpid()); say('ready')\n"
-    + "else:\n    os.wait(); say(os.getpid())\n"
+    + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nserver = os.getpid()\n"
+    + "if os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n    say(server, os.getpid()); say('ready')\n"
+    + "else: os.wait()\n"
     + FOREVER
 )
 ENDS = BORN + "child = os.fork()\nif child: say(child); say('ready'); sys.exit(7)\n" + FOREVER
