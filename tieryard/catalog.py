@@ -293,6 +293,10 @@ class Catalog(_Strict):
             return "realtime_reserve", "is its host's to keep: leave it out"
         if adapter.serves != host.serves:
             return "serves", f"'{adapter.serves}' differs from its host's '{host.serves}'"
+        if adapter.tokenizer != host.tokenizer:
+            return "tokenizer", f"differs from its host's, whose server reads and counts for both: '{host.tokenizer}'"
+        if unknown := sorted(adapter.capabilities - host.capabilities):
+            return "capabilities", f"{', '.join(unknown)}: its host '{host_name}' has no such capability"
         if name == served_model(host):
             return "engine.host", f"'{host_name}' serves its own model as '{name}': name this deployment otherwise"
         return "", ""

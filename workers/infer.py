@@ -15,27 +15,17 @@ import redis
 
 from tieryard.catalog import REALTIME, AttachedEngine
 from tieryard.endings import DRAINED, Endings
-from tieryard.engines import Engine, Recording, record
-from tieryard.errors import (
-    EngineBusyError,
-    EngineDownError,
-    EngineError,
-    EngineTimeoutError,
-    PermanentError,
-    RequestError,
-    RetryableError,
-    StoreError,
-)
+from tieryard.engines import Engine, Recording
+from tieryard.errors import EngineError, StoreError
 from tieryard.ids import KeyedRun, Run, read_keyed
-from tieryard.job import MAX_WORKER_DEATHS, State
 from tieryard.metrics import Gauge
 from tieryard.queues import BrokerError, parcels_to_infer
-from tieryard.requests import parse_request
 from tieryard.store import jobs
-from tieryard.store.finish import Ending, Finished, HandBack
+from tieryard.store.finish import Finished, HandBack
 from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
 from tieryard.telemetry import Event, fault
+from workers.attempts import Attempts
 from workers.inbox import Inbox
 from workers.standing import Standing
 from workers.upkeep import Upkeep
@@ -43,8 +33,6 @@ from workers.yard import Yard
 
 _MOST_CLAIMED = 256  # jobs a claim: one statement's worth
 _POLL_S = 0.5
-_LONGEST_WAIT_S = 60.0  # whatever an engine asks for
-_FORBIDDEN = 403  # what hosted APIs answer to a prompt that they will not have
 _TOLD_S = 2.0  # after which every API process has read that this replica takes nothing, and told of its calls here
 
 
@@ -76,6 +64,7 @@ class Inference:
         self._draining = False
         self._writer = Writer(yard.store, flushed=self._flushed)
         self._endings = Endings(yard.lease, yard.catalog, yard.log)
+        self._attempts = Attempts(yard.store, name, self._engine, self._upkeep, self._endings)
         self._gate: Callable[[bool], None] = lambda _: None
         self._gate_open = self._inbox_open = True
         self._loop = asyncio.new_event_loop()
@@ -306,7 +295,7 @@ class Inference:
         """One start of one job, from request to ending."""
         recording = Recording()
         try:
-            ending = await self._attempt(job, recording)
+            ending = await self._attempts.make(job, recording, alone=self._alone == job.id)
         except asyncio.CancelledError:
             ending = self._endings.stopped(job, recording, self._stopping.get(job.id, DRAINED))
         except Exception as error:  # a fault of ours must cost this job an attempt, not the worker its loop
@@ -325,42 +314,6 @@ class Inference:
         self._writer.put(ending)
         self._start_ready()
         self._wake.set()
-
-    async def _attempt(self, job: Claimed, recording: Recording) -> Ending:
-        try:
-            if self._alone == job.id:  # written down first: a worker death from here on is its last
-                await asyncio.to_thread(jobs.mark_alone, self._yard.store, job)
-            request = parse_request(job.body)
-            adapter = {"model": job.deployment} if job.deployment != self._name else {}
-            await record(self._engine, request.salted(job.tenant_id) | adapter, recording)
-        except RequestError as error:
-            return self._endings.final(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
-        except PermanentError as error:
-            return self._endings.final(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
-        except EngineBusyError as error:
-            wait_s = min(error.retry_after_s or 1.0, _LONGEST_WAIT_S)
-            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s)
-        except StoreError:
-            return self._endings.hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)
-        except (EngineDownError, EngineTimeoutError) as error:
-            return await self._engine_failed(job, recording, error)
-        except EngineError as error:
-            return self._endings.failed(job, recording, error)
-        return self._endings.final(job, State.SUCCEEDED, recording)
-
-    async def _engine_failed(self, job: Claimed, recording: Recording, error: RetryableError) -> Ending:
-        """No answer. An engine that is well failed this job; one that is not has died, or was never reached."""
-        well = await self._engine.healthy() and not self._upkeep.stalled
-        if not well:
-            self._upkeep.doubt()
-        if well and (error.sent or error.status == _FORBIDDEN):
-            return self._endings.failed(job, recording, error)
-        if not error.sent:
-            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
-        if job.worker_deaths + 1 >= MAX_WORKER_DEATHS:
-            reason = f"in flight at {job.worker_deaths + 1} engine or worker deaths: {error.message}"
-            return self._endings.final(job, State.FAILED, recording, error_kind="engine_died", error=reason)
-        return self._endings.hand_back(job, HandBack.CRASH, error, wait_s=1.0)
 
     def _flushed(self, done: Finished) -> None:
         """In the writer's thread, after each commit."""

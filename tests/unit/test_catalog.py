@@ -232,6 +232,10 @@ VLLM_FAULTS = [
      "    max_in_flight: 4\n    tokenizer: utf8\n    price: {input_usd_per_1m: 0.20",
      25, "deployments.legal.max_in_flight", "4 differs from its host's 8, and they share one engine"),
     (LEGAL, LEGAL + "    realtime_reserve: 2\n", 24, "deployments.legal.realtime_reserve", "is its host's to keep"),
+    ("    tokenizer: utf8\n    price: {input_usd_per_1m: 0.20",
+     "    tokenizer: other\n    price: {input_usd_per_1m: 0.20",
+     26, "deployments.legal.tokenizer", "differs from its host's"),
+    (LEGAL, LEGAL + "    capabilities: [json_schema]\n", 24, "deployments.legal.capabilities", "json_schema: its host"),
     (LEGAL, LEGAL + "    serves: embeddings\n", 24, "deployments.legal.serves", "'embeddings' differs"),
     ("model: org/model", "model: legal", 23, "deployments.legal.engine.host", "name this deployment otherwise"),
 ]  # fmt: skip
