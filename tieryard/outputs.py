@@ -25,9 +25,9 @@ Kind = Literal["output", "errors"]
 # that gave it. What is not text is kept compressed, so its size is a guess.
 _FINAL = """
 SELECT * FROM (
-SELECT job.id, job.state, job.finished_at, line.body, result.output, result.finish_reason, result.extra::text,
-       result.error_kind, result.error, job.line_no, coalesce(result.reused_from, job.id), last.deployment,
-       last.prompt_tokens, last.completion_tokens, last.cached_tokens, last.fingerprint,
+SELECT job.id, job.state, coalesce(last.ended_at, job.finished_at), line.body, result.output, result.finish_reason,
+       result.extra::text, result.error_kind, result.error, job.line_no, coalesce(result.reused_from, job.id),
+       last.deployment, last.prompt_tokens, last.completion_tokens, last.cached_tokens, last.fingerprint,
        row_number() OVER w AS n,
        sum(octet_length(line.body) + coalesce(octet_length(result.output), 0)
            + coalesce(4 * pg_column_size(result.extra), 0)) OVER w AS bytes
@@ -71,12 +71,12 @@ def _line(render: Callable[[TupleRow, Any], dict[str, Any]], row: TupleRow, endp
 
 
 def _answered(row: TupleRow, endpoint: Any) -> dict[str, Any]:
-    (job_id, _, finished_at, body, text, finish_reason, extra, _, _, _, source, deployment, prompt, completion, cached,
+    (job_id, _, answered_at, body, text, finish_reason, extra, _, _, _, source, deployment, prompt, completion, cached,
      fingerprint) = row[:16]  # fmt: skip
     answer = Answer(
         endpoint=endpoint,
         job=public("job", source),
-        created=finished_at,
+        created=answered_at,
         model=deployment or "",
         text=text or "",
         finish_reason=finish_reason or "stop",

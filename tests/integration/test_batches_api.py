@@ -258,6 +258,8 @@ def test_reuse_redoes_no_finished_line(house: House) -> None:
     house.expand()
     house.answer(first)
     done = house.close(first)
+    house.store.fetch("UPDATE timing SET ended_at = ended_at - interval '1 hour' RETURNING job_id")
+    answers = {x["custom_id"]: x for x in house.lines(done["output_file_id"])}
     # The same requests under other names, one asked otherwise, one new.
     again = [{**line("b"), "custom_id": "B"}, {**line("a"), "custom_id": "A"}, line("a", seed=1), line("c")]
     second = house.create(*again, reuse=True)
@@ -266,6 +268,7 @@ def test_reuse_redoes_no_finished_line(house: House) -> None:
     assert house.get(second)["cost_usd"] == "0"
     found = house.client.get(f"/v1/batches/{second['id']}/output").text.splitlines()
     assert [json.loads(x)["custom_id"] for x in found] == ["B", "A"]
+    assert json.loads(found[0])["response"]["body"] == answers["b"]["response"]["body"]
     assert json.loads(found[0])["response"]["body"]["usage"]["total_tokens"] == 15
     jobs = house.client.get("/v1/jobs", params={"batch": second["id"]}).json()["data"]
     assert [job["reused_from"] is not None for job in jobs] == [True, True, False, False]
