@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api import batches, calls, files, health, jobs, models
+from api import batches, calls, files, health, jobs, models, outcomes, route
 from api.body_limit import BodyLimit
 from api.files import MULTIPART_BYTES
 from api.rate_headers import RateHeaders, note_headers, noted_headers
@@ -48,14 +48,16 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     uploads = {"/v1/files": settings.max_file_bytes + MULTIPART_BYTES}
-    of_calls = dict.fromkeys(calls.PATHS, min(calls.CALL_BYTES, settings.max_body_bytes))
+    of_calls = dict.fromkeys((*calls.PATHS, route.PATH), min(calls.CALL_BYTES, settings.max_body_bytes))
     app.add_middleware(BodyLimit, most=settings.max_body_bytes, at=uploads | of_calls)
     app.add_middleware(RateHeaders)
     app.include_router(calls.router)
     app.include_router(jobs.router)
+    app.include_router(outcomes.router)
     app.include_router(files.router)
     app.include_router(batches.router)
     app.include_router(models.router)
+    app.include_router(route.router)
     app.include_router(health.router)
     for refused in (UserError, UnavailableError, StoreError):
         app.add_exception_handler(refused, _on_refused)
@@ -123,6 +125,7 @@ BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 
 
+_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH)
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -141,7 +144,7 @@ def _openapi(app: FastAPI) -> dict[str, object]:
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 operation["responses"].pop("422", None)
-                if method == "post" and not path.endswith("/cancel"):
+                if method == "post" and not path.endswith(_MAKES_NOTHING):
                     operation.setdefault("parameters", []).append(_IDEMPOTENCY_KEY)
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from api.places import Place, Wish, best, take_place
 from api.refusals import Refusal, internal_error
 from api.repeats import as_piece, stored_answer
 from api.replies import GONE, CallerGoneError, Reply
-from api.slots import Slot
 from api.switchboard import SHUTDOWN, Switchboard
 from tieryard.answers import Answer, Chunks
 from tieryard.endings import said
@@ -97,7 +97,8 @@ class Call:
         self._created = datetime.now(tz=UTC)
         self._on = ""  # the deployment of its start
         self._server = ""
-        self._slot: Slot | None = None
+        self._place: Place | None = None
+        self._begun: Recording | None = None  # of the start at this place
         self._recording = Recording()
         self._late: asyncio.TimerHandle | None = None
 
@@ -155,6 +156,7 @@ class Call:
             try:
                 await self._generate(reply)
             except RetryableError as error:
+                self._board.providers.refused(self._on, error)
                 if self._recording.pieces or self._recording.extras:
                     raise
                 await self._move(error)
@@ -163,11 +165,11 @@ class Call:
 
     async def _generate(self, reply: Reply) -> None:
         """One start: the engine's answer, passed on as it comes."""
-        slot = self._slot
-        assert slot is not None
+        assert self._place is not None
+        slot = self._place.slot
         self._server = slot.server
         stream = slot.engine.stream(self._ask.request.salted(self._ask.tenant_id))
-        self._recording = recording = Recording()
+        self._recording = recording = self._begun = Recording()
         try:
             async with asyncio.timeout(None) as limit:
                 self._expect(limit)
@@ -208,21 +210,20 @@ class Call:
         assert self._ask.choice is not None
         return self._board.route(self._ask.choice.features, passed)
 
-    def _best(self) -> Choice:
-        """The best of those that have room now; where none has, the best to wait for. Raises UnavailableError."""
-        with contextlib.suppress(UnavailableError):
-            return self._route({**self._board.slots.full(), **self._tried})
-        return self._route(self._tried)
+    def _wish(self) -> Wish:
+        ask = self._ask
+        assert ask.choice is not None
+        wish = Wish(ask.choice, ask.tier, ask.prefix_key, ask.request.max_tokens, ask.patience_s, dict(self._tried))
+        # It was chosen as if nobody else were calling.
+        fits = not self._tried and self._board.slots.has_room(ask.choice.deployment)
+        return wish if fits else replace(wish, chosen=best(self._board, wish))
 
     async def _start(self) -> None:
         """Waits for room, then saves the job as running."""
-        ask, choice, slots = self._ask, self._ask.choice, self._board.slots
-        assert choice is not None
-        asked = time.monotonic()
-        if not slots.has_room(choice.deployment):  # it was chosen as if nobody else were calling
-            choice = self._best()
+        ask, asked = self._ask, time.monotonic()
+        self._place = await take_place(self._board, self._wish())
+        choice = self._place.choice
         self._on = choice.deployment
-        self._slot = await slots.take(choice.deployment, ask.tier, within_s=ask.patience_s, key=ask.prefix_key)
         job = public("job", ask.job_id)
         self._note(
             {
@@ -262,15 +263,14 @@ class Call:
         ask, board, job = self._ask, self._board, self._job
         assert job is not None
         self._tried[self._server] = f"failed this call: {error.kind}"
-        tried = frozenset(self._tried)
         try:
-            choice = self._best()
+            wish = self._wish()
             board.log.warning(Event.CALL_REROUTED, job=job.id, deployment=self._on, error=error.kind)
-            self._slot = await board.slots.take(
-                choice.deployment, ask.tier, within_s=ask.patience_s, tried=tried, key=ask.prefix_key
-            )
+            self._place = await take_place(board, wish)
         except (UnavailableError, EngineBusyError):
             raise error from None
+        choice = self._place.choice
+        board.providers.moved(self._on, error)
         self._note({"x-selected-model": choice.deployment})  # too late for a stream, whose headers are out
         failed = FailedStart(job, self._on, self._recording.latency_ms or 0.0, error.message[:500])
         unmoved = self._final(State.FAILED, "store_away", "the store was away")
@@ -342,17 +342,17 @@ class Call:
         all the same, and is billed as it was counted for routing."""
         recording, choice = self._recording, self._ask.choice
         if choice is not None and recording.generated and recording.done is None and recording.running is None:
-            tokenizer = self._board.catalog.deployments[self._on].tokenizer
-            recording.running = Usage(choice.features.prompt_tokens[tokenizer], recording.generated)
+            tokenizer, counts = self._board.endings.spec_of(self._on).tokenizer, choice.features.prompt_tokens
+            recording.running = Usage(counts.get(tokenizer, max(counts.values())), recording.generated)
 
     def _forget(self) -> None:
         self._board.running.pop(self._ask.job_id, None)
         self._job = None
 
     def _release(self) -> None:
-        if self._slot is not None:
-            slot, self._slot = self._slot, None
-            self._board.slots.give_back(slot)
+        if self._place is not None:
+            self._place.give_back(self._board, self._begun)
+            self._place = self._begun = None
 
     # --- what it is made of ---------------------------------------------------------------------------
 

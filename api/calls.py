@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from api.rate_headers import note_headers
 from api.replies import CallResponse, Reply, StreamReply, WholeReply, Wire
 from api.shapes import ERRORS
 from api.state import InferDep, State, StateDep
+from tieryard.admission import Surroundings
 from tieryard.catalog import Tier
 from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Endpoint, parse_body
 from tieryard.requests.openai import BODIES
@@ -89,24 +91,30 @@ def _admit(
     UnavailableError, or StoreError; nothing is saved."""
     body = parse_body(endpoint, raw)
     request = body.request()
-    state.admission.check(request, callbacks=False)
+    state.admission.check(request, callbacks=False, tenant=holder.tenant)
     state.calls.check_open()
     tiers = state.catalog.tiers
     tier = state.admission.tier_of(request, INTERACTIVE if INTERACTIVE in tiers else next(iter(tiers)))
     if mark is not None:
         calls.release_abandoned(state.store, mark)
+    job_id = state.store.next_id()
     made, choice, routing_ms, tokens = idempotency.find(state.store, mark), None, 0.0, 0
     if made is None:
         started = time.monotonic()
-        [features] = state.admission.features([request])
+        now = datetime.now(tz=UTC)
+        key = request.prefix_key(holder.tenant_id) if state.admission.sticks(holder.tenant) else 0
+        sticky = state.calls.sessions.last(key)
+        around = Surroundings(tier, holder.tenant, job_id, now, now + tiers[tier].window, sticky, attended=True)
+        [features] = state.admission.features([request], [around])
         tokens = max(features.prompt_tokens.values()) + request.max_tokens
         note(state.rates.admit(holder, requests=0, tokens=tokens))
         choice = state.calls.route(features)
+        state.calls.sessions.went(key, choice.deployment)
         routing_ms = (time.monotonic() - started) * 1000
-    slo_ms = tiers[tier].slo_ms
+    slo = tiers[tier].slo
     options = getattr(body, "stream_options", None)
     ask = Ask(
-        job_id=state.store.next_id(),
+        job_id=job_id,
         tenant_id=holder.tenant_id,
         request=request,
         tier=tier,
@@ -117,7 +125,7 @@ def _admit(
         with_usage=bool(options and options.include_usage),
         reserved=tokens,
         charge=lambda more: state.rates.charge(holder, tokens=more),
-        patience_s=slo_ms / 1000 if slo_ms is not None else _PATIENCE_S,
+        patience_s=slo.max_latency_ms / 1000 if slo.max_latency_ms is not None else _PATIENCE_S,
         first_s=_first_s(tiers[tier]),
         window_s=tiers[tier].window.total_seconds(),
         routing_ms=routing_ms,
@@ -128,7 +136,7 @@ def _admit(
 
 
 def _first_s(tier: Tier) -> float:
-    promised_ms = max(tier.ttft_ms or 0, tier.slo_ms or 0)
+    promised_ms = max(tier.slo.max_ttft_ms or 0, tier.slo.max_latency_ms or 0)
     return min(_LATE_S, _LATE * promised_ms / 1000) if promised_ms else _LATE_S
 
 

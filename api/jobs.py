@@ -141,7 +141,7 @@ def _create_one(state: State, holder: Holder, body: bytes, tier: str | None, mar
     if (made_before := idempotency.find(state.store, mark)) is not None:  # whatever the catalog says of it today
         return JobPublic.of(reads.get_job(state.store, made_before, tenant_id=holder.tenant_id))
     wanted = parse_job(body)
-    state.admission.check(wanted, callbacks=state.signs_callbacks)
+    state.admission.check(wanted, callbacks=state.signs_callbacks, tenant=holder.tenant)
     chosen = state.admission.tier_of(wanted, tier)
     deadline = datetime.now(tz=UTC) + state.catalog.due_in(chosen, wanted.completion_window)
     tokens = sum(state.admission.prompt_tokens([wanted])) if holder.max_enqueued_tokens is not None else None
@@ -187,7 +187,7 @@ def _create_list(
     requests: list[JobRequest] = []
     for number, line in lines:
         wanted = parse_job(line, line=number)
-        state.admission.check(wanted, callbacks=state.signs_callbacks, line=number)
+        state.admission.check(wanted, callbacks=state.signs_callbacks, tenant=holder.tenant, line=number)
         own = state.admission.tier_of(wanted, tier)
         shared = shared or own
         if own != shared:

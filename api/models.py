@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 
 from api.shapes import ERRORS
 from api.state import AnyDep, State, StateDep
-from tieryard.catalog import Deployment
+from tieryard.catalog import Deployment, Policy
 from tieryard.errors import ModelNotFoundError
+from tieryard.store.keys import Holder
 
 router = APIRouter(prefix="/v1", tags=["models"], responses=ERRORS)
 
@@ -38,22 +39,24 @@ class ModelPage(BaseModel):
 
 
 @router.get("/models")
-def list_models(state: StateDep, holder: AnyDep) -> ModelPage:  # noqa: ARG001
-    """All names that a request may give as its `model`."""
-    return ModelPage(data=list(_models(state)))
+def list_models(state: StateDep, holder: AnyDep) -> ModelPage:
+    """All names that a request of yours may give as its `model`."""
+    return ModelPage(data=list(_models(state, holder)))
 
 
 @router.get("/models/{model:path}")
-def get_model(state: StateDep, holder: AnyDep, model: str) -> ModelPublic:  # noqa: ARG001
+def get_model(state: StateDep, holder: AnyDep, model: str) -> ModelPublic:
     """One of them."""
-    for known in _models(state):
+    for known in _models(state, holder):
         if known.id == model:
             return known
     raise ModelNotFoundError(f"'{model}' is not served", param="model")
 
 
-def _models(state: State) -> Iterable[ModelPublic]:
-    deployments = state.catalog.deployments
+def _models(state: State, holder: Holder) -> Iterable[ModelPublic]:
+    """Of what its tenant's policy, if there is one, lets it use."""
+    policy = state.catalog.routing.policies.get(holder.tenant, Policy())
+    deployments = {name: d for name, d in state.catalog.deployments.items() if policy.allows(name, d.region)}
     chosen = {name: d for name, d in deployments.items() if not d.named_only}
     if chosen:
         yield _model(state, "auto", chosen, None)
@@ -67,7 +70,7 @@ def _model(state: State, name: str, among: dict[str, Deployment], size_class: st
     replicas = state.calls.snapshots.live.replicas
     return ModelPublic(
         id=name,
-        created=state.catalog_at,
+        created=int(state.in_force.applied_at),
         size_class=size_class,
         context_limit=max(d.context_limit for d in among.values()),
         capabilities=sorted({c for d in among.values() for c in d.capabilities}),

@@ -6,12 +6,15 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
+from tieryard.admission import counted_for
 from tieryard.ids import public
 from tieryard.requests import read_notes
-from tieryard.routing import JobFeatures, Snapshot, decide
+from tieryard.routing import JobFeatures, Judged, Snapshot, decide, plain
 from tieryard.store.reads import JobRow, Story
+from tieryard.store.schema import Decision
 
 Usd = Annotated[Decimal, PlainSerializer(lambda usd: f"{usd:f}", return_type=str, when_used="json")]
 """Dollars, exact: as text, and never with an exponent."""
@@ -144,23 +147,101 @@ class JobPage(BaseModel):
 
 
 class CandidatePublic(BaseModel):
+    """One deployment, as the router saw it for this job. Times are the 95th percentile, in milliseconds."""
+
     name: str
     chosen: bool
-    qualifies: bool
+    fits: bool = Field(description="It can take the job at all.")
+    qualifies: bool = Field(description="It also meets the SLO and the floors of quality, and is well.")
     why: str = Field(description="Why it lost; empty for the chosen one.")
-    prompt_tokens: int
+    prompt_tokens: int = Field(description="By its own tokenizer.")
+    output_tokens: int = Field(description="Expected.")
     expected_cost_usd: Usd
+    wait_ms: float = Field(description="Predicted wait for a free slot.")
+    ttft_ms: float = Field(description="Predicted time to the first token, after the wait.")
+    latency_ms: float = Field(description="Predicted from end to end, with the wait.")
+    quality: float = Field(description="Predicted, 0 to 1.")
+    score: float | None = Field(
+        description="0 to 1: quality, cost and latency by the catalog's weights, scaled over those that fit."
+    )
+
+    @classmethod
+    def of(cls, judged: Judged, *, chosen: str | None) -> Self:
+        return cls(
+            name=judged.name,
+            chosen=judged.name == chosen,
+            fits=judged.fits,
+            qualifies=judged.qualifies,
+            why=judged.why,
+            prompt_tokens=judged.prompt_tokens,
+            output_tokens=judged.output_tokens,
+            expected_cost_usd=judged.cost_usd,
+            wait_ms=judged.wait_ms,
+            ttft_ms=judged.ttft_ms,
+            latency_ms=judged.latency_ms,
+            quality=judged.quality,
+            score=judged.score,
+        )
 
 
-class DecisionPublic(BaseModel):
-    """One routing decision, every candidate recomputed from the stored features and snapshot."""
+class RoutePublic(BaseModel):
+    """A whole routing decision: every candidate with its numbers, and why it lost."""
+
+    deployment: str | None = Field(description="None: no deployment can take it, or it waits for one.")
+    reason: str
+    fallback: bool = Field(description="None met the SLO and the floors; it went to the best that fits.")
+    explored: bool = Field(description="Sent beside the choice, to measure.")
+    defer_s: float = Field(description="Above 0: it waits so long for a cheaper deployment, then is routed again.")
+    notes: list[str] = Field(description="What the numbers lack.")
+    classifier: Literal["learned", "rules"] | None = Field(description="What told how much the job needs.")
+    step_back: str = Field(description="Why the rules decide though the learned classifier was asked for.")
+    catalog: str | None = Field(description="The hash of the catalog.")
+    features: dict[str, Any] = Field(description="What the decision depends on of the job itself.")
+    candidates: list[CandidatePublic]
+
+    @classmethod
+    def of(cls, features: JobFeatures, snapshot: Snapshot) -> Self:
+        """Decides."""
+        return cls(**_decided(features, snapshot))
+
+
+class DecisionPublic(RoutePublic):
+    """A decision that was made, with every candidate recomputed from the stored features and snapshot."""
 
     decided_at: datetime
-    deployment: str | None
-    reason: str
     snapshot: int
-    features: dict[str, Any]
-    candidates: list[CandidatePublic]
+
+    @classmethod
+    def stored(cls, stored: Decision, body: dict[str, Any]) -> Self:
+        """What was saved is what counts: deployment, reason, and whether it was a fallback or explored."""
+        known = {"deployment": stored.deployment, "reason": stored.reason, "features": stored.features}
+        flags = {"fallback": stored.fallback, "explored": stored.explored}
+        if stored.features and body:
+            found = _decided(JobFeatures.from_dict(stored.features), Snapshot.from_json(body), stored.deployment)
+        else:
+            found = {"defer_s": 0.0, "notes": [], "classifier": None, "step_back": "", "catalog": None}
+            found["candidates"] = []
+        return cls(**{**found, **known, **flags}, decided_at=stored.decided_at, snapshot=stored.snapshot_id)
+
+
+def _decided(features: JobFeatures, snapshot: Snapshot, chosen: str | None = None) -> dict[str, Any]:
+    """The members that a decision gives. `chosen`: the deployment that was stored, if one was."""
+    features = counted_for(features, snapshot)
+    made = decide(features, snapshot)
+    learned = snapshot.rules.classifier == "learned" and features.hardness is not None
+    return {
+        "deployment": made.deployment,
+        "reason": made.reason,
+        "fallback": made.fallback,
+        "explored": made.explored,
+        "defer_s": made.defer_s,
+        "notes": list(made.notes),
+        "classifier": "learned" if learned else "rules",
+        "step_back": snapshot.rules.step_back,
+        "catalog": snapshot.catalog,
+        "features": orjson.loads(orjson.dumps(features.stored(), default=plain)),
+        "candidates": [CandidatePublic.of(j, chosen=chosen or made.deployment) for j in made.judged],
+    }
 
 
 class StartPublic(BaseModel):
@@ -205,33 +286,7 @@ class StoryPublic(BaseModel):
     def of(cls, story: Story) -> Self:
         return cls(
             job=JobPublic.of(story.row),
-            decisions=[_decision(stored, body) for stored, body in story.decisions],
+            decisions=[DecisionPublic.stored(made, body) for made, body in story.decisions],
             starts=[StartPublic(**s.model_dump()) for s in story.starts],
             money=[MoneyPublic(**m.model_dump()) for m in story.money],
         )
-
-
-def _decision(stored: Any, snapshot: dict[str, Any]) -> DecisionPublic:
-    again = (
-        decide(JobFeatures.from_dict(stored.features), Snapshot.from_json(snapshot))
-        if stored.features and snapshot
-        else None
-    )
-    return DecisionPublic(
-        decided_at=stored.decided_at,
-        deployment=stored.deployment,
-        reason=stored.reason,
-        snapshot=stored.snapshot_id,
-        features=stored.features,
-        candidates=[
-            CandidatePublic(
-                name=j.name,
-                chosen=j.name == stored.deployment,
-                qualifies=j.qualifies,
-                why=j.why,
-                prompt_tokens=j.prompt_tokens,
-                expected_cost_usd=j.cost_usd,
-            )
-            for j in (again.judged if again else ())
-        ],
-    )

@@ -70,15 +70,25 @@ class Slots:
         self._snapshots = snapshots
         self._lease = lease
         self._key = key
-        self._engines: dict[tuple[str, str], Engine] = {}
+        self._engines: dict[tuple[str, str, str], Engine] = {}  # by deployment, URL, and what the catalog says of both
         self._held: Counter[tuple[str, int]] = Counter()  # by deployment and replica, to tell
         self._taken: Counter[int] = Counter()  # by replica, whichever deployment the calls are for
         self._users: Counter[tuple[str, str]] = Counter()  # by deployment and URL, as engines are
         self._waiting: dict[str, list[_Waiting]] = defaultdict(list)
         self._turns = itertools.count()
-        urgent_first = sorted(catalog.tiers, key=lambda tier: tier != REALTIME)  # the rest as the catalog has them
-        self._ranks = {tier: rank for rank, tier in enumerate(urgent_first)}
+        self._ranks: dict[str, int] = {}
+        self._made_of: dict[str, str] = {}
+        self.take_over(catalog)
         self._published: dict[tuple[str, int], str] = {}
+
+    def take_over(self, catalog: Catalog) -> None:
+        """Opens engines by this catalog from now on; those that it has changed are closed once no call is in them.
+        Tiers and deployments that are gone stay known, to calls that have been let in. From any thread."""
+        urgent_first = sorted(catalog.tiers, key=lambda tier: tier != REALTIME)  # the rest as the catalog has them
+        self._ranks = self._ranks | {tier: rank for rank, tier in enumerate(urgent_first)}
+        self._made_of = {name: _made_of(catalog, name) for name in catalog.deployments}
+        kept = {name: d for name, d in self._catalog.deployments.items() if name not in catalog.deployments}
+        self._catalog = catalog.model_copy(update={"deployments": kept | catalog.deployments}) if kept else catalog
 
     def has_room(self, deployment: str) -> bool:
         """Whether `take` would give a slot at once."""
@@ -121,9 +131,12 @@ class Slots:
         """After a new snapshot: room may have come, and servers may have gone."""
         self._grant(self._waiting)
         alive = {(name, r.url) for name, replicas in self._snapshots.live.replicas.items() for r in replicas}
-        gone = [key for key in self._engines if key not in alive and not self._users[key]]
+        gone = [key for key in self._engines if self._is_over(key, alive) and not self._users[key[:2]]]
         for engine in [self._engines.pop(key) for key in gone]:
             await _close(engine)
+
+    def _is_over(self, key: tuple[str, str, str], alive: set[tuple[str, str]]) -> bool:
+        return key[:2] not in alive or key[2] != self._made_of.get(key[0])
 
     def gauges(self) -> Iterable[tuple[str, int, Gauge]]:
         """(deployment, replica, calls there) to publish; one that has just become empty is published once more."""
@@ -165,7 +178,7 @@ class Slots:
         self._users[deployment, replica.url] += 1
 
     def _slot(self, deployment: str, replica: Replica) -> Slot:
-        key = (deployment, replica.url)
+        key = (deployment, replica.url, self._made_of.get(deployment, ""))
         if key not in self._engines:
             self._engines[key] = open_replica(self._catalog, deployment, replica.url, key=self._key)
         return Slot(deployment, replica, self._engines[key])
@@ -200,6 +213,12 @@ class Slots:
             self._waiting[waiting.deployment].remove(waiting)
         if waiting.granted.done() and not waiting.granted.cancelled():
             self._let_go(waiting.deployment, waiting.granted.result())
+
+
+def _made_of(catalog: Catalog, name: str) -> str:
+    """What an engine for calls depends on."""
+    own, host = catalog.deployments[name], catalog.deployments[catalog.host_of(name)]
+    return f"{host.engine!r} {own.model} {own.max_in_flight}"
 
 
 async def _close(engine: Engine) -> None:

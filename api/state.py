@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
 from collections.abc import Callable
+from copy import copy
 from typing import Annotated
 
 import redis
@@ -12,9 +15,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.rate_headers import note_headers
 from api.switchboard import Switchboard
+from tieryard import telemetry
 from tieryard.admission import Admission
-from tieryard.catalog import load_catalog
+from tieryard.catalog import Catalog
 from tieryard.errors import AuthError, ScopeError
+from tieryard.in_force import InForce
 from tieryard.metrics import Metrics
 from tieryard.queues import Publisher, make_celery
 from tieryard.rates import Rates
@@ -28,21 +33,21 @@ _LOCK_TIMEOUT_S = 10.0  # nothing here holds a lock for so long; who waits for o
 
 
 class State:
-    """The parts of one API process."""
+    """The parts of one API process. A request sees a copy, in which the catalog and what is made of it stay."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.catalog = load_catalog(settings.catalog)
-        self.catalog_at = int(settings.catalog.stat().st_mtime)
-        self.admission = Admission(self.catalog, cache_dir=settings.cache_dir)
         self.store = Store(settings.database_url.get_secret_value(), lock_timeout_s=_LOCK_TIMEOUT_S)
+        self.in_force = InForce(settings, self.store, telemetry.logger(process="api", pid=os.getpid()))
+        self.admission = Admission(self.in_force.catalog, cache_dir=settings.cache_dir)
+        self.admission.load_model()
         self.redis = redis.Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=2)
         self.metrics = Metrics(self.redis)
         self.publisher = Publisher(make_celery(settings.redis_url.get_secret_value()))
         self.rates = Rates(settings.redis_url.get_secret_value())
         self.calls = Switchboard(
             settings,
-            self.catalog,
+            self.in_force,
             self.store,
             metrics=self.metrics,
             admission=self.admission,
@@ -50,6 +55,21 @@ class State:
             lock_timeout_s=_LOCK_TIMEOUT_S,
         )
         self._holders: dict[bytes, tuple[float, Holder]] = {}
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.admission.catalog
+
+    def prepare(self, _: Catalog, catalog: Catalog) -> Callable[[], None]:
+        """Requests that come from then on are taken by this catalog. Raises UserError."""
+        admission = Admission(catalog, cache_dir=self.settings.cache_dir)
+        admission.load_model()
+
+        def put() -> None:
+            self.calls.take_over(admission)
+            self.admission = admission
+
+        return put
 
     @property
     def signs_callbacks(self) -> bool:
@@ -69,17 +89,19 @@ class State:
 
     async def open(self) -> None:
         await self.calls.open()
+        self.in_force.follow(self.prepare)
 
     async def close(self) -> None:
         """Returns when calls have ended, and their endings are written."""
         await self.calls.close()
+        await asyncio.to_thread(self.in_force.close)
         self.store.close()
         self.redis.close()
         self.rates.close()
 
 
 def state(request: Request) -> State:
-    found: State = request.app.state.tieryard
+    found: State = copy(request.app.state.tieryard)
     return found
 
 

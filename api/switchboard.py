@@ -15,14 +15,16 @@ from typing import ParamSpec, Protocol, TypeVar
 
 import redis
 
+from api.providers import Counts, Providers
 from api.repeats import Finals
 from api.slots import Slots, server_of
 from tieryard import telemetry
-from tieryard.admission import Admission
-from tieryard.catalog import Catalog
+from tieryard.admission import Admission, counted_for
+from tieryard.affinity import Sessions
 from tieryard.endings import Endings
 from tieryard.engines import Recording
 from tieryard.errors import StoreError, UnavailableError
+from tieryard.in_force import InForce
 from tieryard.job import State
 from tieryard.lease import API, Lease
 from tieryard.metrics import Gauge, Metrics
@@ -51,7 +53,7 @@ _CALL_THREADS = 16  # fewer than the store has connections: other routes need so
 _PUMP_THREADS = 8  # more than there are pumps, so that none waits for another
 _ENDINGS_KEPT = 8192  # while the store is away
 _ENDINGS_A_CALL = 2  # at most: of a move whose commit went unanswered, and of the call
-_NOT_THE_ENGINES = ("internal_error", "store_away", "worker_stopped")  # these say nothing of a deployment
+_NOT_THE_ENGINES = ("engine_busy", "internal_error", "store_away", "worker_stopped")  # say nothing of its quality
 _NOT_SERVING = "no replica of it is serving"
 _RETRY_AFTER_S = 5.0
 
@@ -68,7 +70,7 @@ class Switchboard:
     def __init__(
         self,
         settings: Settings,
-        catalog: Catalog,
+        in_force: InForce,
         store: Store,
         *,
         metrics: Metrics,
@@ -77,17 +79,19 @@ class Switchboard:
         lock_timeout_s: float,
     ) -> None:
         self.settings = settings
-        self.catalog = catalog
+        catalog = admission.catalog
         self.store = store
         self.admission = admission
         self.log = telemetry.logger(process="api", pid=os.getpid())
-        self.lease = Lease(API, settings, self.log)
+        self.lease = Lease(API, settings, self.log, heard=in_force.seen)
         self.snapshots = Snapshots(metrics, catalog, self.log)
         key = settings.engine_key
         self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
+        self.providers = Providers(settings.redis_url.get_secret_value(), catalog)
         self._aside = Store(settings.database_url.get_secret_value(), lock_timeout_s=lock_timeout_s)
         self._call_threads = ThreadPoolExecutor(_CALL_THREADS, "calls")
         self._pump_threads = ThreadPoolExecutor(_PUMP_THREADS, "pumps")
+        self.sessions = Sessions()
         self.finals = Finals(lambda ids: self._pumped(calls.finals, self._aside, ids))
         self.endings = Endings(self.lease, catalog, self.log)
         self.running: dict[int, Running] = {}
@@ -130,6 +134,17 @@ class Switchboard:
         await self.slots.close()
         await asyncio.to_thread(self._leave)
 
+    def take_over(self, admission: Admission) -> None:
+        """Routes by another catalog from its return on, and bills by it. In a thread: each part is replaced at once,
+        those first that must know what others may already speak of."""
+        catalog = admission.catalog
+        self.endings.take_over(catalog)
+        self._observers = {name: Observer(self._metrics, name) for name in catalog.deployments} | self._observers
+        self.slots.take_over(catalog)
+        self.snapshots.take_over(catalog)
+        self.providers.take_over(catalog)
+        self.admission = admission
+
     # --- for calls ------------------------------------------------------------------------------------
 
     def track(self, task: asyncio.Task[None], call: Running) -> None:
@@ -156,23 +171,26 @@ class Switchboard:
         """The router's choice among deployments that serve now, on servers that are not among the `tried` (with why
         they failed). Raises UnavailableError."""
         snapshot, body = self._among_serving() if not tried else self._among_untried(tried)
-        decision = decide(features, snapshot)
+        decision = decide(counted_for(features, snapshot), snapshot)
         if decision.deployment is None:
             raise UnavailableError(decision.reason, retry_after_s=_RETRY_AFTER_S)
         stored = self.snapshots.stored_as(body)
-        return Choice(decision.deployment, decision.reason, features, body, stored)
+        self.snapshots.owe(decision.extra_usd)
+        said = {"fallback": decision.fallback, "explored": decision.explored}
+        return Choice(decision.deployment, decision.reason, features, body, stored, **said)
 
     def end(self, job: Claimed, ending: Ending) -> None:
         if ending.error_kind not in _NOT_THE_ENGINES:
             self._observers[ending.deployment].add(job, ending)
+        self.providers.ended(ending)
         self._writer.put(ending)
 
     def _among_serving(self) -> tuple[Snapshot, bytes]:
         """Made once a snapshot."""
         last, live = self.snapshots.last, self.snapshots.live
         if self._serving is None or self._serving[0] is not last:
-            down = {name: _NOT_SERVING for name in self.catalog.deployments if not live.replicas.get(name)}
-            serving = last.refusing(down)
+            down = {name: _NOT_SERVING for name in (c.name for c in last.candidates) if not live.replicas.get(name)}
+            serving = last.refusing(self.providers.lacking | down)
             self._serving = (last, serving, serving.to_json())
         return self._serving[1], self._serving[2]
 
@@ -202,7 +220,7 @@ class Switchboard:
                 raise self._writer.failure
             seen = {name: observer.take() for name, observer in self._observers.items()}
             try:
-                await self._pumped(self._publish, list(self.slots.gauges()), seen)
+                await self._pumped(self._publish, list(self.slots.gauges()), seen, self.providers.take())
             except redis.RedisError as error:
                 self.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
 
@@ -240,11 +258,12 @@ class Switchboard:
                 self.end(job, self.endings.final(job, State.FAILED, Recording(), error_kind="store_away", error=away))
             before = set(strays)
 
-    def _publish(self, gauges: list[tuple[str, int, Gauge]], seen: dict[str, Tallies]) -> None:
+    def _publish(self, gauges: list[tuple[str, int, Gauge]], seen: dict[str, Tallies], counts: Counts) -> None:
         for deployment, replica, gauge in gauges:
             self._metrics.publish_calls(deployment, replica, gauge, api=self.lease.worker_id)
         for deployment, tallies in seen.items():
             self._observers[deployment].publish(tallies)
+        self.providers.report(counts)
 
     async def _join(self) -> None:
         while True:
@@ -286,3 +305,4 @@ class Switchboard:
         for threads in (self._call_threads, self._pump_threads):
             threads.shutdown(cancel_futures=True)
         self._aside.close()
+        self.providers.close()

@@ -14,7 +14,7 @@ import psycopg
 
 from tieryard.catalog import SizeClass
 from tieryard.job import State
-from tieryard.routing import Candidate, JobFeatures, Snapshot, TextFeatures
+from tieryard.routing import Candidate, JobFeatures, Rules, Snapshot, TextFeatures
 from tieryard.store import Store, batches, expansion, jobs, workers
 from tieryard.store.batches import NewBatch, OpenBatch
 from tieryard.store.expansion import Verdict
@@ -48,14 +48,14 @@ def candidate(name: str = "one", **fields: Any) -> Candidate:
         "capabilities": frozenset(),
         "input_usd_per_1m": Decimal("0.10"),
         "output_usd_per_1m": Decimal("0.40"),
-        "quality": 0.5,
+        "quality": None,
         "live": True,
     }
     return Candidate(**{**plain, **fields})
 
 
-def snapshot(*candidates: Candidate) -> Snapshot:
-    return Snapshot("0123456789ab", candidates)
+def snapshot(*candidates: Candidate, rules: Rules | None = None) -> Snapshot:
+    return Snapshot("0123456789ab", candidates, rules or Rules())
 
 
 def save_jobs(store: Store, tenant: int, n: int = 1, *, text: str | None = None, window_s: float = 3600, **fields: Any):

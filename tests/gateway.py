@@ -27,9 +27,9 @@ KEY = "ty_test"
 CATALOG = """
 version: 1
 tiers:
-  realtime: {{slo_ms: 1000, window: 60s}}
-  hasty: {{slo_ms: 150, window: 60s}}
-  interactive: {{slo_ms: 5000, window: 5m}}
+  realtime: {{slo: {{max_latency_ms: 1000}}, window: 60s}}
+  hasty: {{slo: {{max_latency_ms: 150}}, window: 60s}}
+  interactive: {{slo: {{max_latency_ms: 5000}}, window: 5m}}
 categories: [extraction, classification, summarization, reasoning, code, chat]
 deployments:
   cheap:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from tieryard.catalog import Catalog
+from tieryard.catalog import Catalog, Policy
 from tieryard.errors import ModelNotFoundError, PromptTooLongError, RequestError
-from tieryard.requests import Request, parse_batch_line
-from tieryard.routing import JobFeatures, Snapshot, decide, text_features
-from tieryard.routing.decide import Decision, Hurdle
+from tieryard.hardness import Hardness, Word, load_hardness
+from tieryard.ids import draw
+from tieryard.requests import EMBEDDINGS, Relative, Request, parse_batch_line
+from tieryard.routing import Bounds, Decision, Hurdle, JobFeatures, Snapshot, decide, text_features
 from tieryard.tokens import TokenCounter, load_counter
 
 DEFAULT_TIER = "batch"
@@ -21,6 +24,21 @@ _FILE_TIER = "bulk"  # of a file's batch, where the catalog has it
 
 _ASKED_BY = {"json_schema": "response_format", "logprobs": "logprobs", "tools": "tools"}
 """The parameter that asks for a capability."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What routing depends on beside a request: whose job it is, under which tier, until when. `sticky` is the
+    deployment that has its beginning cached; the caller of what is `attended` waits on a connection."""
+
+    tier: str = ""
+    tenant: str = ""
+    job_id: int = 0
+    accepted: datetime | None = None
+    expires: datetime | None = None
+    sticky: str = ""
+    attended: bool = False
+    now: datetime = field(default_factory=lambda: datetime.now(tz=UTC))
 
 
 class Admission:
@@ -31,12 +49,15 @@ class Admission:
         specs = {d.tokenizer for d in catalog.deployments.values()}
         self.counters: dict[str, TokenCounter] = {spec: load_counter(spec, cache_dir=cache_dir) for spec in specs}
         self._static = Snapshot.of(catalog)
+        self._hardness: Hardness | None = None
+        self._loaded = False
 
-    def check(self, request: Request, *, callbacks: bool, line: int | None = None) -> None:
-        """Raises RequestError that names the field (and the line). `callbacks`: whether any can be signed."""
+    def check(self, request: Request, *, callbacks: bool, tenant: str = "", line: int | None = None) -> None:
+        """Raises RequestError that names the field (and the line). `callbacks`: whether any can be signed. `tenant`:
+        whose it is, by name, for the policy that may hold for it."""
         try:
-            self._check_names(request, callbacks=callbacks)
-            self._check_fit(request)
+            self.check_names(request, callbacks=callbacks)
+            self._check_fit(request, tenant)
         except RequestError as error:
             error.line = line
             raise
@@ -62,27 +83,74 @@ class Admission:
             known = _names(sorted(served))
             raise RequestError(f"no deployment serves '{endpoint}'; expected one of {known}", param="endpoint")
 
-    def features(self, requests: list[Request]) -> list[JobFeatures]:
+    def features(self, requests: list[Request], around: list[Surroundings] | None = None) -> list[JobFeatures]:
         """What routing needs to know of each, tokenised together, once for each distinct tokenizer.
 
         Raises RequestError when a chat template refuses one of them.
         """
-        counts = {spec: _count(counter, requests) for spec, counter in self.counters.items()}
+        counts = {spec: count_prompts(counter, requests) for spec, counter in self.counters.items()}
         return [
-            JobFeatures(
-                text=text_features(r.text(), category=r.category),
-                model=r.model,
-                prompt_tokens={spec: counts[spec][i] for spec in counts},
-                max_tokens=r.max_tokens,
-                needs=r.needs,
-                endpoint=r.endpoint,
-            )
-            for i, r in enumerate(requests)
+            self._features(r, {spec: counts[spec][i] for spec in counts}, at)
+            for i, (r, at) in enumerate(zip(requests, around or [_NOWHERE] * len(requests), strict=True))
         ]
+
+    def load_model(self) -> None:
+        """Now, and not when the first job needs it."""
+        if not self._loaded:
+            self._hardness, self._loaded = load_hardness(self.catalog), True
+
+    def _word(self, request: Request, text: str, category: str) -> Word:
+        """Only where something is to be chosen by it."""
+        if request.model in self.catalog.deployments or request.endpoint == EMBEDDINGS:
+            return _NO_WORD
+        self.load_model()
+        return self._hardness.of(text, category) if self._hardness is not None else _NO_WORD
+
+    def _features(self, request: Request, prompt_tokens: dict[str, int], at: Surroundings) -> JobFeatures:
+        text = request.text()
+        seen = text_features(text, category=request.category)
+        word = self._word(request, text, seen.category)
+        return JobFeatures(
+            text=seen,
+            model=request.model,
+            prompt_tokens=prompt_tokens,
+            max_tokens=request.max_tokens,
+            needs=request.needs,
+            endpoint=request.endpoint,
+            tier=at.tier,
+            bounds=Bounds.of(request.slo) if request.slo is not None else None,
+            max_cost_usd=request.max_cost_usd,
+            policy=self._policy_of(at.tenant),
+            waited_s=round((at.now - at.accepted).total_seconds(), 1) if at.accepted is not None else 0.0,
+            due_in_s=self._due_in_s(request, at),
+            hardness=word.hardness,
+            predicted=word.predicted,
+            sticky=at.sticky,
+            attended=at.attended,
+            draw=draw(at.job_id),
+        )
+
+    def _due_in_s(self, request: Request, at: Surroundings) -> float | None:
+        """To the job's own deadline, its tier's, or the end of its window, whichever comes first."""
+        tier = self.catalog.tiers.get(at.tier)
+        wished = (request.slo.deadline if request.slo is not None else None) or (tier.slo.deadline if tier else None)
+        if isinstance(wished, timedelta):
+            wished = at.accepted + wished if at.accepted is not None else at.now + wished
+        ends = [moment for moment in (wished, at.expires) if moment is not None]
+        return round((min(ends) - at.now).total_seconds(), 1) if ends else None
+
+    def _policy_of(self, tenant: str) -> str:
+        """The tenant's name where a policy holds for it, else nothing."""
+        return tenant if tenant in self.catalog.routing.policies else ""
+
+    def sticks(self, tenant: str) -> bool:
+        """Whether this tenant's jobs that begin alike stay with one deployment."""
+        policy = self.catalog.routing.policies.get(tenant)
+        return policy is None or policy.sticky
 
     def prompt_tokens(self, requests: list[Request]) -> list[int]:
         """Prompt tokens of each, by the tokenizer that makes the most of it: what limits count."""
-        counts = [_count(counter, requests) for counter in self.counters.values()]
+        counts = [count_prompts(counter, requests) for counter in self.counters.values()]
         return [max(column) for column in zip(*counts, strict=True)]
 
     def file_tokens(self, lines: Iterable[list[str]], endpoint: str) -> int:
@@ -101,7 +169,8 @@ class Admission:
                         total += sum(self.prompt_tokens([request]))
         return total
 
-    def _check_names(self, request: Request, *, callbacks: bool) -> None:
+    def check_names(self, request: Request, *, callbacks: bool) -> None:
+        """Raises RequestError where it names what the catalog does not have."""
         if request.tier is not None:
             self.tier_of(request)
         if request.category is not None and request.category not in self.catalog.categories:
@@ -113,12 +182,18 @@ class Admission:
         if request.model not in {"auto", *sizes, *self.catalog.deployments}:
             known = ["auto", *sorted(sizes), *self.catalog.deployments]
             raise ModelNotFoundError(f"'{request.model}' is not served; expected one of {_names(known)}", param="model")
+        floor = request.slo.min_quality if request.slo is not None else None
+        if isinstance(floor, Relative) and floor.of not in self.catalog.deployments:
+            raise RequestError(
+                f"'{floor.of}' is not a deployment; expected one of {_names(self.catalog.deployments)}",
+                param="slo.min_quality.of",
+            )
         if request.callback_url is not None and not callbacks:
             raise RequestError(
                 "callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET to sign them with", param="callback_url"
             )
 
-    def _check_fit(self, request: Request) -> None:
+    def _check_fit(self, request: Request, tenant: str) -> None:
         """A byte-level bound proves most fits; only the rest is tokenised."""
         features = JobFeatures(
             text=_NO_TEXT,
@@ -127,18 +202,34 @@ class Admission:
             max_tokens=request.max_tokens,
             needs=request.needs,
             endpoint=request.endpoint,
+            max_cost_usd=request.max_cost_usd,
+            policy=self._policy_of(tenant),
         )
         if decide(features, self._static).deployment is not None:
             return
-        exact = decide(self.features([request])[0], self._static)
+        exact = decide(self.features([request], [Surroundings(tenant=tenant)])[0], self._static)
         if exact.deployment is None:
-            raise _misfit(request, exact)
+            raise _misfit(request, exact, self.catalog.routing.policies.get(tenant))
 
 
 _NO_TEXT = text_features("")
 
 
-def _misfit(request: Request, nowhere: Decision) -> RequestError:
+def counted_for(features: JobFeatures, snapshot: Snapshot) -> JobFeatures:
+    """The same, for a snapshot of another catalog than theirs: where that has another tokenizer, the most that any of
+    theirs counts stands in for its count."""
+    lacking = {c.tokenizer for c in snapshot.candidates} - features.prompt_tokens.keys()
+    if not lacking:
+        return features
+    most = max(features.prompt_tokens.values())
+    return replace(features, prompt_tokens=features.prompt_tokens | dict.fromkeys(lacking, most))
+
+
+_NOWHERE = Surroundings()
+_NO_WORD = Word()
+
+
+def _misfit(request: Request, nowhere: Decision, policy: Policy | None) -> RequestError:
     """Why it fits nowhere, by what kept it from the candidates that came closest."""
     hurdle = nowhere.closest[0].hurdle
     if hurdle is Hurdle.CONTEXT:
@@ -148,10 +239,22 @@ def _misfit(request: Request, nowhere: Decision) -> RequestError:
         # What all of them lack is at fault; where each lacks something else, any of it is.
         at_fault = frozenset.intersection(*lacks) or frozenset.union(*lacks)
         return RequestError(nowhere.reason, param=_ASKED_BY[min(at_fault)])
-    return RequestError(nowhere.reason, param="model")  # whose deployments do not serve this endpoint
+    if hurdle is Hurdle.CAP:
+        return _too_dear(request, nowhere, policy)
+    # Its tenant may not use what it asks for, or its model's deployments do not serve this endpoint.
+    return RequestError(nowhere.reason, param="model")
 
 
-def _count(counter: TokenCounter, requests: list[Request]) -> list[int]:
+def _too_dear(request: Request, nowhere: Decision, policy: Policy | None) -> RequestError:
+    """Above the job's own cap, or its tenant's, which the job can only meet by asking for less."""
+    own, tenants = request.max_cost_usd, policy.max_cost_usd if policy is not None else None
+    if own is not None and (tenants is None or own <= tenants):
+        return RequestError(nowhere.reason, param="max_cost_usd")
+    param = "max_tokens" if request.max_tokens else request.input_field
+    return RequestError(f"{nowhere.reason}, its tenant's cap for one job", param=param)
+
+
+def count_prompts(counter: TokenCounter, requests: list[Request]) -> list[int]:
     """Prompt tokens of each: what goes through the chat template, and what is sent as it is."""
     chats = iter(counter.count([r.conversation for r in requests if r.conversation is not None]))
     raws = iter(counter.count_raw([text for r in requests for text in r.raw]))

@@ -7,6 +7,7 @@ goes moves only the keys that were or will be its own.
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -91,3 +92,24 @@ class Homes:
     def _forget_old(self) -> None:
         while self._recent and self._now() - self._recent[0][0] > _UNSEEN_S:
             self._sent -= self._recent.popleft()[1]
+
+
+class Sessions:
+    """Which deployment has the beginning of what came lately: one process's memory, by prefix key."""
+
+    def __init__(self) -> None:
+        self._at: OrderedDict[int, str] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def last(self, key: int) -> str:
+        """The deployment that this key went to, or nothing."""
+        return self._at.get(key, "") if key else ""
+
+    def went(self, key: int, deployment: str) -> None:
+        if not key:
+            return
+        with self._lock:
+            self._at[key] = deployment
+            self._at.move_to_end(key)
+            if len(self._at) > _REMEMBERED:
+                self._at.popitem(last=False)

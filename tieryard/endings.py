@@ -7,10 +7,11 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from tieryard.catalog import Catalog
+from tieryard.breakers import StartKind
+from tieryard.catalog import OWN_SERVERS, AttachedEngine, Catalog, Deployment, served_model
 from tieryard.costs import token_cost
-from tieryard.engines import Recording
-from tieryard.errors import EngineError
+from tieryard.engines import Done, Recording
+from tieryard.errors import EngineBusyError, EngineError
 from tieryard.job import State
 from tieryard.lease import Lease
 from tieryard.store.connection import storable, storable_json
@@ -27,6 +28,14 @@ _SAID = {
     "engine_timeout": "{} did not answer in time; try again",
 }
 
+_NOT_THE_ENGINES = frozenset(
+    {
+        *("bad_request", "context_length", "invalid_request", "permanent"),  # its caller's
+        *("internal_error", "store_away", "unstorable", "unstorable_answer", "worker_stopped"),  # ours
+    }
+)
+_UNREACHED = ("engine_down", "engine_timeout")
+
 DRAINED = "drained"
 """The reason of a stop that the worker asked for itself."""
 
@@ -37,14 +46,39 @@ def said(kind: str, message: str, deployment: str) -> str:
     return _SAID[kind].format(deployment) if kind in _SAID else message
 
 
+def start_kind(ending: Ending) -> StartKind | None:
+    """What a start's end says of its engine, for its circuit breaker; None where it says nothing: the request was at
+    fault, somebody stopped it, or the fleet could not."""
+    if ending.state is State.SUCCEEDED:
+        return "ok"
+    if ending.error_kind == EngineBusyError.kind:
+        return "refused"
+    if ending.hand_back in (HandBack.FAULT, HandBack.CRASH):
+        return "failed"
+    if ending.hand_back is HandBack.OUTAGE:
+        return "failed" if ending.error_kind in _UNREACHED else None
+    failed = ending.state is State.FAILED and ending.error_kind not in _NOT_THE_ENGINES
+    return "failed" if failed else None
+
+
 class Endings:
     """Makes the endings of one process's starts."""
 
     def __init__(self, lease: Lease, catalog: Catalog, log: FilteringBoundLogger) -> None:
         self._lease = lease
-        self._catalog = catalog
-        self._hash = catalog.hash()
         self._log = log
+        self._known: dict[str, tuple[Deployment, str]] = {}
+        self.take_over(catalog)
+
+    def take_over(self, catalog: Catalog) -> None:
+        """Bills by this catalog from now on, all at once. What it has lost is billed by the last one that had it, for
+        what still runs there."""
+        name = catalog.hash()
+        self._known = self._known | {each: (spec, name) for each, spec in catalog.deployments.items()}
+
+    def spec_of(self, deployment: str) -> Deployment:
+        """As it is billed, or was last."""
+        return self._known[deployment][0]
 
     def failed(self, job: Claimed, recording: Recording, error: EngineError) -> Ending:
         """The job's own fault: again with backoff, or for good after the last attempt."""
@@ -76,7 +110,7 @@ class Endings:
             error = said(error_kind, error, job.deployment)
         done, usage = recording.done, recording.usage
         used = usage.prompt_tokens + usage.completion_tokens
-        spec = self._catalog.deployments[job.deployment]
+        spec, catalog = self._known[job.deployment]
         cost = token_cost(spec.price, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
         return Ending(
             job_id=job.id,
@@ -84,7 +118,7 @@ class Endings:
             state=state,
             worker_id=self._lease.worker_id,
             deployment=job.deployment,
-            catalog=self._hash,
+            catalog=catalog,
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
             ttft_ms=recording.ttft_ms,
@@ -99,7 +133,7 @@ class Endings:
             error=storable(error) if error else None,
             fingerprint=done.fingerprint if done else None,
             extra=_storable_extra(recording.extra),
-            revision=spec.pinned,
+            revision=_revision(spec, done),
         )
 
     def hand_back(self, job: Claimed, why: HandBack, error: EngineError, *, wait_s: float) -> Ending:
@@ -111,13 +145,23 @@ class Endings:
             state=State.QUEUED,
             worker_id=self._lease.worker_id,
             deployment=job.deployment,
-            catalog=self._hash,
+            catalog=self._known[job.deployment][1],
             claimed_at=job.claimed_at,
             wait_ms=job.waited_ms,
+            error_kind=error.kind,
             error=storable(error.message[:500]),
             hand_back=why,
             retry_in_s=wait_s * random.uniform(1.0, 1.5),  # noqa: S311  # jitter
         )
+
+
+def _revision(spec: Deployment, done: Done | None) -> str:
+    """Just what ran. Behind a hosted API that may be another model than was asked for, and then it is the one that the
+    provider names."""
+    engine = spec.engine
+    if done is None or not done.model or not isinstance(engine, AttachedEngine) or engine.server in OWN_SERVERS:
+        return spec.pinned
+    return spec.pinned if done.model == served_model(spec) else f"{done.model[:200]}@{spec.revision}"
 
 
 def _storable_extra(extra: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -33,6 +33,11 @@ def internal(kind: str, text: str) -> int:
     return int(digits)
 
 
+def draw(number: int) -> float:
+    """A job's own chance, 0 to 1: spread evenly over ids that follow each other (Fibonacci hashing)."""
+    return float(((number * 0x9E3779B97F4A7C15) & 0xFFFF_FFFF_FFFF_FFFF) >> 40) / (1 << 24)
+
+
 def to_runs(ids: Iterable[int]) -> list[Run]:
     """Sorted, merged runs of these ids; duplicates fall together."""
     runs: list[Run] = []

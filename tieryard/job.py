@@ -18,8 +18,8 @@ class State(StrEnum):
     QUEUED = "queued"
     """Saved. `classify` routes it; `rescue` expires it, or cancels it with its batch; a caller cancels it."""
     ROUTED = "routed"
-    """Given a deployment. `infer` claims it; `rescue` expires or cancels it, or takes it back when the catalog has
-    lost the deployment; a caller cancels it."""
+    """Given a deployment. `infer` claims it, or takes it back when others would serve it sooner; `rescue` expires or
+    cancels it, or takes it back when the catalog has lost the deployment; a caller cancels it."""
     RUNNING = "running"
     """Claimed under a fence, or born so. The claiming `infer` ends it or hands it back; `rescue` when that worker
     died."""
@@ -50,7 +50,7 @@ TRANSITIONS: dict[tuple[State, State], frozenset[Mover]] = {
     (State.QUEUED, State.FAILED): frozenset({Mover.CLASSIFY}),
     (State.QUEUED, State.CANCELLED): frozenset({Mover.CALLER, Mover.RESCUE}),
     (State.QUEUED, State.EXPIRED): frozenset({Mover.RESCUE}),
-    (State.ROUTED, State.QUEUED): frozenset({Mover.RESCUE}),
+    (State.ROUTED, State.QUEUED): frozenset({Mover.INFER, Mover.RESCUE}),
     (State.ROUTED, State.RUNNING): frozenset({Mover.INFER}),
     (State.ROUTED, State.CANCELLED): frozenset({Mover.CALLER, Mover.RESCUE}),
     (State.ROUTED, State.EXPIRED): frozenset({Mover.RESCUE}),

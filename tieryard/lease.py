@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
 
@@ -18,6 +19,8 @@ API = "api"
 
 _LEASE_LOST_EXIT = 3
 _FAULT_EXIT = 4
+OUTDATED_EXIT = 5
+"""The code of a process that has stopped so that a new one can work by the catalog in force."""
 
 
 def end_process(code: int) -> None:
@@ -26,14 +29,22 @@ def end_process(code: int) -> None:
 
 
 class Lease:
-    """`worker_id` is 0 until `join`. Its connection is its own: however busy a process is, it must not seem dead."""
+    """`worker_id` is 0 until `join`. Its connection is its own: however busy a process is, it must not seem dead. Each
+    heartbeat brings the number of the catalog's newest version; it is `heard` in the lease's thread."""
 
     def __init__(
-        self, kind: str, settings: Settings, log: FilteringBoundLogger, *, deployment: str | None = None
+        self,
+        kind: str,
+        settings: Settings,
+        log: FilteringBoundLogger,
+        *,
+        deployment: str | None = None,
+        heard: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.worker_id = 0
         self._kind = kind
         self._deployment = deployment
+        self._heard = heard
         self._settings = settings
         self._store = Store(settings.database_url.get_secret_value(), pool_size=1, overflow=0)
         self._log = log
@@ -74,7 +85,7 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(self._settings.heartbeat_s):
             try:
-                workers.beat(self._store, self.worker_id, lease_s=self._settings.lease_s)
+                self._heard(workers.beat(self._store, self.worker_id, lease_s=self._settings.lease_s))
             except StoreError as error:
                 if isinstance(error, LeaseLostError):
                     # Whatever it holds is no longer its own. The fence protects the data; leaving at once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from tieryard.metrics import Metrics, Observed
 from tieryard.store.finish import Ending
 from tieryard.store.jobs import Claimed
 
+_BUSY_S = 5.0  # of full load are one measurement of throughput: endings come in bursts
+_LEAST_MS = 0.01
+
 
 @dataclass(slots=True)
 class _Tally:
@@ -19,6 +23,8 @@ class _Tally:
     n: int = 0
     errors: int = 0
     ttft_ms: list[float] = field(default_factory=list)
+    tpot_ms: list[float] = field(default_factory=list)
+    lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     tokens: int = 0
     cost_usd: float = 0.0
 
@@ -34,6 +40,7 @@ class Observer:
         self._deployment = deployment
         self._tallies: Tallies = defaultdict(_Tally)
         self._since = time.monotonic()
+        self._busy_s, self._busy_tokens = 0.0, 0
 
     def add(self, job: Claimed, ending: Ending) -> None:
         """Cancelled and handed-back starts say nothing about the deployment's quality of service."""
@@ -45,6 +52,10 @@ class Observer:
         tally.tokens += ending.completion_tokens
         if ending.ttft_ms is not None:
             tally.ttft_ms.append(ending.ttft_ms)
+            if ending.latency_ms is not None and ending.completion_tokens > 1:
+                tally.tpot_ms.append((ending.latency_ms - ending.ttft_ms) / (ending.completion_tokens - 1))
+        if ending.state is State.SUCCEEDED:
+            tally.lengths[job.tier].append(ending.completion_tokens)
         if ending.cost_usd is not None:
             tally.cost_usd += float(ending.cost_usd)
 
@@ -53,20 +64,53 @@ class Observer:
         tallies, self._tallies = self._tallies, defaultdict(_Tally)
         return tallies
 
-    def publish(self, tallies: Tallies) -> None:
-        """Raises redis.RedisError. Throughput counts all categories: they share the engine's batch."""
+    def publish(self, tallies: Tallies, *, full: bool = False) -> None:
+        """`full`: the engine had all that it takes at once, and more waited; only then is there a throughput to
+        measure. It counts all categories: they share the engine's batch. Raises redis.RedisError."""
+        throughput_tps = self._throughput(sum(t.tokens for t in tallies.values()), full=full)
+        for category, tally in tallies.items():
+            self._metrics.observe(self._deployment, category, _observed(tally, throughput_tps))
+
+    def _throughput(self, tokens: int, *, full: bool) -> float | None:
+        """Output tokens a second over the last seconds of full load; None until there were enough."""
         now = time.monotonic()
         elapsed, self._since = now - self._since, now
-        total = sum(t.tokens for t in tallies.values())
-        for category, tally in tallies.items():
-            self._metrics.observe(
-                self._deployment,
-                category,
-                Observed(
-                    n=tally.n,
-                    ttft_ms=sum(tally.ttft_ms) / len(tally.ttft_ms) if tally.ttft_ms else None,
-                    throughput_tps=total / elapsed if total else None,
-                    cost_per_1k=1000 * tally.cost_usd / tally.tokens if tally.tokens else None,
-                    error_rate=tally.errors / tally.n,
-                ),
-            )
+        if not full:
+            self._busy_s, self._busy_tokens = 0.0, 0
+            return None
+        self._busy_s += elapsed
+        self._busy_tokens += tokens
+        if self._busy_s < _BUSY_S or not tokens:
+            return None
+        measured = self._busy_tokens / self._busy_s
+        self._busy_s, self._busy_tokens = 0.0, 0
+        return measured
+
+
+def _observed(tally: _Tally, throughput_tps: float | None) -> Observed:
+    ttft_ln, ttft_ln2 = _logarithms(tally.ttft_ms)
+    tpot_ln, tpot_ln2 = _logarithms(tally.tpot_ms)
+    return Observed(
+        n=tally.n,
+        error_rate=tally.errors / tally.n,
+        ttft_ms=_mean(tally.ttft_ms),
+        ttft_ln=ttft_ln,
+        ttft_ln2=ttft_ln2,
+        tpot_ms=_mean(tally.tpot_ms),
+        tpot_ln=tpot_ln,
+        tpot_ln2=tpot_ln2,
+        throughput_tps=throughput_tps,
+        output_tokens=_mean([float(n) for lengths in tally.lengths.values() for n in lengths]),
+        lengths={tier: sum(lengths) / len(lengths) for tier, lengths in tally.lengths.items()},
+        cost_per_1k=1000 * tally.cost_usd / tally.tokens if tally.tokens else None,
+    )
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _logarithms(times_ms: list[float]) -> tuple[float | None, float | None]:
+    """Means of the logarithms, and of those squared."""
+    found = [math.log(max(value, _LEAST_MS)) for value in times_ms]
+    return _mean(found), _mean([x * x for x in found])

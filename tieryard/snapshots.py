@@ -1,8 +1,15 @@
-"""The newest snapshot for routing: read from the live metrics often enough, stored once for however many decisions."""
+"""The newest snapshot for routing: read from the live metrics often enough, stored once for however many decisions.
+
+What exploring costs is counted here too. All processes add to one sum of the day, and a process hears the new sum when
+it adds: so once the money is used up each of them explores with at most the parcel that it has at hand.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import replace
+from decimal import Decimal
 
 import redis
 from structlog.typing import FilteringBoundLogger
@@ -24,8 +31,10 @@ class Snapshots:
         self._log = log
         self._read_at = float("-inf")
         self._stored: tuple[bytes, int] | None = None
+        self._reading, self._money = threading.Lock(), threading.Lock()
+        self._owed_usd = Decimal(0)
         self.live = Live({}, {}, {})
-        self.last = Snapshot.of(catalog)
+        self.last = Snapshot.of(catalog, exploring=False)
 
     def newest(self) -> Snapshot:
         """At most a quarter second old."""
@@ -34,13 +43,80 @@ class Snapshots:
         return self.last
 
     def read(self) -> None:
-        """Without Redis the last one stands: measurements are then stale, and decisions still sound."""
-        try:
-            live = self._metrics.read(self._catalog)
-            self.live, self.last = live, Snapshot.of(self._catalog, gauges=live.gauges, profiles=live.profiles)
-        except redis.RedisError as error:
-            self._log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+        """Without Redis the last one stands: measurements are then stale, and decisions still sound. But nothing is
+        explored, for nobody could count what it costs."""
+        with self._reading:
+            self._read()
+
+    def take_over(self, catalog: Catalog) -> None:
+        """From its return on, snapshots are of this catalog; without Redis, of nothing else."""
+        with self._reading:
+            self._catalog = catalog
+            if not self._read():
+                self.last = Snapshot.of(catalog, exploring=False)
+
+    def _read(self) -> bool:
+        """Whether Redis answered."""
         self._read_at = time.monotonic()
+        try:
+            self._pay()
+            live = self._metrics.read(self._catalog)
+            self.live, self.last = live, self._snapshot(live)
+        except redis.RedisError as error:
+            self._stop_exploring()
+            self._log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+            return False
+        return True
+
+    def explored(self, usd: Decimal) -> None:
+        """What the decisions of a parcel cost above the choice, told at once."""
+        self.owe(usd)
+        try:
+            self._pay()
+        except redis.RedisError as error:  # told with the next read that succeeds; until then nothing is explored
+            self._stop_exploring()
+            self._log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+
+    def owe(self, usd: Decimal) -> None:
+        """The same, told at the next read: no I/O."""
+        with self._money:
+            self._owed_usd += usd
+            if self.live.explored_usd + float(self._owed_usd) >= self._limit_usd:
+                self._stop_exploring()
+
+    def _pay(self) -> None:
+        """Raises redis.RedisError, and what is owed stays so."""
+        with self._money:
+            usd, self._owed_usd = self._owed_usd, Decimal(0)
+        if not usd:
+            return
+        try:
+            total = self._metrics.spend_exploring(float(usd))
+        except redis.RedisError:  # perhaps it was counted and the answer lost: twice is better than never
+            with self._money:
+                self._owed_usd += usd
+            raise
+        self.live = replace(self.live, explored_usd=total)
+        if total >= self._limit_usd:
+            self._stop_exploring()
+
+    @property
+    def _limit_usd(self) -> Decimal:
+        return self._catalog.routing.exploration.max_usd_per_day
+
+    def _stop_exploring(self) -> None:
+        if self.last.rules.explore_share:
+            self.last = replace(self.last, rules=replace(self.last.rules, explore_share=0.0))
+
+    def _snapshot(self, live: Live) -> Snapshot:
+        return Snapshot.of(
+            self._catalog,
+            gauges=live.gauges,
+            profiles=live.profiles,
+            needed_tps=live.needed_tps,
+            exploring=live.explored_usd < self._limit_usd,
+            step_back=live.step_back,
+        )
 
     def stored_as(self, body: bytes) -> int | None:
         """The id under which this very snapshot was stored last, if it was."""

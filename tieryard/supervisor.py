@@ -21,11 +21,14 @@ from pathlib import Path
 import httpx
 
 from tieryard.catalog import Catalog, VllmEngine, load_catalog
+from tieryard.catalog.reading import read_text
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey, die_with_parent
 from tieryard.engines.vllm_server import CLOSE_WITHIN_S
-from tieryard.errors import TieryardError, UserError
+from tieryard.errors import StoreError, TieryardError, UserError
+from tieryard.in_force import parse
+from tieryard.lease import OUTDATED_EXIT
 from tieryard.settings import load_settings
-from tieryard.store import Store, keys
+from tieryard.store import Store, catalogs, keys
 from tieryard.store.migrate import migrate
 from tieryard.tokens import load_counter
 
@@ -72,6 +75,10 @@ class Fleet:
         self.valkey: EmbeddedValkey | None = None
         self.database_url = ""
         self.redis_url = ""
+        self._store: Store | None = None
+        self._version = 0
+        self._wanted: set[str] = set()
+        self._look_every_s, self._look_at = 1.0, 0.0
 
     def __enter__(self) -> Fleet:
         try:
@@ -90,8 +97,8 @@ class Fleet:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._stack.enter_context(_only_one(self.data_dir))
         catalog_path = self._catalog_path()
-        catalog = load_catalog(catalog_path)
-        tokenizers = threading.Thread(target=self._prepare_tokenizers, args=[catalog])
+        file = load_catalog(catalog_path)
+        tokenizers = threading.Thread(target=self._prepare_tokenizers, args=[file])
         tokenizers.start()
         postgres = self._stack.enter_context(EmbeddedPostgres(self.data_dir / "postgres"))
         self.database_url = postgres.create_database("tieryard")
@@ -99,6 +106,8 @@ class Fleet:
         self.redis_url = valkey.url
         self.postgres, self.valkey = postgres, valkey
         migrate(self.database_url)
+        self._store = self._stack.enter_context(contextlib.closing(Store(self.database_url, pool_size=1)))
+        catalog = self._apply(catalog_path, file)
         self._ensure_key()
         tokenizers.join()
         environment = self._environment(catalog_path)
@@ -109,14 +118,13 @@ class Fleet:
             webhook_secret=environment["TIERYARD_WEBHOOK_SECRET"],
         )
         self.stop_within_s = settings.drain_s + _SETTLE_S
+        self._look_every_s = settings.heartbeat_s
         engines = [d.engine for d in catalog.deployments.values()]
         starts = [e.start_within.total_seconds() for e in engines if isinstance(e, VllmEngine)]
         self._ready_within_s += max(starts, default=0.0)
         self._note_running(catalog_path)
         self._stack.callback(self._stop_children)
-        for name, command in self._commands(catalog).items():
-            self.children[name] = Child(name, command)
-            self._spawn(self.children[name], environment)
+        self._run_as(catalog)
 
     def wait_until_ready(self) -> None:
         """Returns when `/readyz` holds. Raises TieryardError that says which check does not."""
@@ -141,7 +149,8 @@ class Fleet:
             self.tend()
 
     def tend(self) -> None:
-        """Starts again what has stopped by itself, later and later if it keeps stopping."""
+        """Starts again what has stopped by itself, later and later if it keeps stopping; and starts infer processes of
+        deployments that have come into the catalog."""
         for name, server in (("Postgres", self.postgres), ("Valkey", self.valkey)):
             try:
                 if server is not None and server.ensure():
@@ -149,15 +158,68 @@ class Fleet:
             except TieryardError as error:
                 self._say(f"{name} has stopped: {error}")
         now = time.monotonic()
-        for child in self.children.values():
+        ended = {name: c.process.poll() for name, c in self.children.items() if c.process is not None}
+        if now >= self._look_at or OUTDATED_EXIT in ended.values():
+            self._look_at = now + self._look_every_s
+            self._follow_catalog()
+        for child in list(self.children.values()):
             if child.process is None:
                 if now >= child.start_again_at:
                     self._spawn(child, self._environment(self._catalog_path()))
-            elif (code := child.process.poll()) is not None:
-                child.failures = 0 if now - child.started_at > _STEADY_S else child.failures + 1
-                wait_s = min(0.1 * 2**child.failures, 10.0)
-                self._say(f"{child.name} stopped with code {code}; starting it again (see {self.log(child.name)})")
-                child.process, child.start_again_at = None, now + wait_s
+            elif (code := ended.get(child.name)) is not None:
+                self._note_end(child, code, now)
+
+    def _note_end(self, child: Child, code: int, now: float) -> None:
+        child.process, wait_s = None, 0.0
+        if child.name not in self._wanted:
+            self._say(f"{child.name} has stopped: the catalog has no such deployment any more")
+            del self.children[child.name]
+            return
+        if code == OUTDATED_EXIT:
+            self._say(f"{child.name} starts again, for the catalog has changed")
+        else:
+            child.failures = 0 if now - child.started_at > _STEADY_S else child.failures + 1
+            wait_s = min(0.1 * 2**child.failures, 10.0)
+            self._say(f"{child.name} stopped with code {code}; starting it again (see {self.log(child.name)})")
+        child.start_again_at = now + wait_s
+
+    def _apply(self, path: Path, file: Catalog) -> Catalog:
+        """The catalog in force, which is the file's if that was asked for or has changed since the newest version was
+        applied. An edit counts, and not that an earlier version was put in force again."""
+        assert self._store is not None
+        newest = catalogs.newest(self._store)
+        edited = newest is not None and path.stat().st_mtime > newest.applied_at.timestamp()
+        text = read_text(path)
+        if newest is None or edited or self._given_catalog is not None or not catalogs.was_applied(self._store, text):
+            name, note = file.hash(), f"{path.name}, at the fleet's start"
+            newest = catalogs.apply(self._store, text, name=name, tiers=file.tiers, note=note).version
+        catalog = parse(newest)
+        if catalog.hash() != file.hash():
+            said = f"version {newest.number} of the catalog is in force, and not {path}"
+            self._say(f"{said}; to change that: tieryard config apply {path} --data-dir {self.data_dir}")
+        self._version = newest.number
+        return catalog
+
+    def _follow_catalog(self) -> None:
+        """Whoever runs takes a new version over by itself; infer processes of new deployments must be started."""
+        try:
+            newest = catalogs.newest(self._store) if self._store is not None else None
+            if newest is not None and newest.number != self._version:
+                self._version = newest.number
+                self._run_as(parse(newest))
+        except StoreError:
+            return  # asked again
+        except UserError as error:
+            self._say(f"the catalog in force cannot be read: {error}")
+
+    def _run_as(self, catalog: Catalog) -> None:
+        """Starts what this catalog needs. An infer process whose deployment is gone ends by itself."""
+        commands = self._commands(catalog)
+        self._wanted = set(commands)
+        for name, command in commands.items():
+            if name not in self.children:
+                self.children[name] = Child(name, command)
+                self._spawn(self.children[name], self._environment(self._catalog_path()))
 
     def close(self) -> None:
         self.stopping.set()

@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 from celery.beat import Scheduler, Service
 
+from tieryard.catalog import Catalog
 from tieryard.errors import UserError
+from tieryard.lease import OUTDATED_EXIT
 from tieryard.queues import CALLBACKS, EXPAND, model_queue, replica_queue, tier_queue
 from tieryard.settings import load_settings
 from tieryard.store import Store, workers
-from workers.yard import Yard, gate_of
+from workers.yard import Yard, gate_of, taking_tiers
 
 RESCUE = "rescue"
 _BEAT_STOPS_WITHIN_S = 5.0
@@ -32,11 +34,12 @@ def expand() -> None:
     from workers.rescue import Rescuer
 
     yard = Yard("expand", load_settings(), consume=[RESCUE, EXPAND])
-    admission = yard.admission()
+    expander = Expander(yard, yard.admission())
     feeder = Feeder(yard)
 
-    yard.task(EXPAND, Expander(yard, admission).run)
+    yard.task(EXPAND, expander.run)
     yard.task(RESCUE, Rescuer(yard).tick)
+    yard.in_force.follow(expander.prepare)
     yard.consume(concurrency=2, started=lambda _: feeder.start(), stopping=feeder.stop)
 
 
@@ -45,29 +48,31 @@ def classify() -> None:
     """Routes jobs from the tier queues, most urgent tier first."""
     from workers.classify import Classifier
 
-    settings = load_settings()
-    tiers = Yard.peek_catalog(settings).tiers
-    yard = Yard("classify", settings, consume=[tier_queue(tier) for tier in tiers])
-    yard.task("classify", Classifier(yard, yard.admission()).classify)
-    yard.consume()
+    yard = Yard("classify", load_settings(), consume=lambda catalog: map(tier_queue, catalog.tiers))
+    classifier = Classifier(yard, yard.admission())
+    yard.task("classify", classifier.classify)
+
+    def start(consumer: Any) -> None:
+        yard.in_force.follow(taking_tiers(yard, consumer, classifier.prepare))
+
+    yard.consume(started=start)
 
 
 @cli.command()
-def infer(deployment: Annotated[str, typer.Argument(help="A deployment of the catalog.")]) -> None:
+def infer(
+    deployment: Annotated[str, typer.Argument(help="A deployment of the catalog.")],
+    url: Annotated[str | None, typer.Option(help="Of this replica's own server, if attached.")] = None,
+) -> None:
     """Feeds one replica of a deployment's engine from its model queue."""
     from workers.infer import Inference
+    from workers.renewal import Renewal
 
-    settings = load_settings()
-    catalog = Yard.peek_catalog(settings)
-    if deployment not in catalog.deployments:
-        known = ", ".join(catalog.deployments)
-        raise UserError(f"'{deployment}' is not a deployment of {settings.catalog}; it has {known}")
-    if (host := catalog.host_of(deployment)) != deployment:
-        raise UserError(f"'{deployment}' is a LoRA adapter: the infer process of its host '{host}' serves it")
-    served = [deployment, *catalog.adapters_of(deployment)]
-    shared = [model_queue(name) for name in served]
-    yard = Yard("infer", settings, consume=shared, deployment=deployment)
-    inference = Inference(yard, deployment)
+    def queues(catalog: Catalog) -> list[str]:
+        return [model_queue(name) for name in served_by(catalog, deployment)]
+
+    yard = Yard("infer", load_settings(), consume=queues, deployment=deployment)
+    served, shared = served_by(yard.catalog, deployment), queues(yard.catalog)
+    inference = Inference(yard, deployment, engine=yard.engine(deployment, url=url))
     yard.task("infer", inference.offer)
 
     def own(worker_id: int) -> list[str]:
@@ -75,8 +80,21 @@ def infer(deployment: Annotated[str, typer.Argument(help="A deployment of the ca
 
     def start(consumer: Any) -> None:
         inference.start(gate_of(consumer, *shared, *own(yard.worker_id)))
+        yard.in_force.follow(Renewal(yard, deployment, inference).prepare)
 
     yard.consume(own=own, started=start, stopping=inference.drain)
+    if yard.outdated:
+        sys.exit(OUTDATED_EXIT)
+
+
+def served_by(catalog: Catalog, deployment: str) -> list[str]:
+    """What an infer process of this deployment serves: it and its adapters. Raises UserError."""
+    if deployment not in catalog.deployments:
+        known = ", ".join(catalog.deployments)
+        raise UserError(f"'{deployment}' is not a deployment of the catalog in force; it has {known}")
+    if (host := catalog.host_of(deployment)) != deployment:
+        raise UserError(f"'{deployment}' is a LoRA adapter: the infer process of its host '{host}' serves it")
+    return [deployment, *catalog.adapters_of(deployment)]
 
 
 @cli.command()

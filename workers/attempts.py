@@ -22,8 +22,10 @@ from tieryard.requests import parse_request
 from tieryard.store import Store, jobs
 from tieryard.store.finish import Ending, HandBack
 from tieryard.store.jobs import Claimed
+from workers.pacing import Pacing
 from workers.upkeep import Upkeep
 
+_TOLD_S = 1.0  # after which the router knows that an API is held
 _LONGEST_WAIT_S = 60.0  # whatever an engine asks for
 _FORBIDDEN = 403  # what hosted APIs answer to a prompt that they will not have
 
@@ -31,9 +33,11 @@ _FORBIDDEN = 403  # what hosted APIs answer to a prompt that they will not have
 class Attempts:
     """Starts on one engine. `host` is the deployment whose engine it is: others in it are its LoRA adapters."""
 
-    def __init__(self, store: Store, host: str, engine: Engine, upkeep: Upkeep, endings: Endings) -> None:
+    def __init__(
+        self, store: Store, host: str, engine: Engine, upkeep: Upkeep, pacing: Pacing, endings: Endings
+    ) -> None:
         self._store, self._host = store, host
-        self._engine, self._upkeep, self._endings = engine, upkeep, endings
+        self._engine, self._upkeep, self._pacing, self._endings = engine, upkeep, pacing, endings
 
     async def make(self, job: Claimed, recording: Recording, *, alone: bool) -> Ending:
         """Runs the request into `recording`. `alone`: nothing else is in the engine."""
@@ -48,7 +52,9 @@ class Attempts:
         except PermanentError as error:
             return self._endings.final(job, State.FAILED, recording, error_kind=error.kind, error=error.message)
         except EngineBusyError as error:
-            wait_s = min(error.retry_after_s or 1.0, _LONGEST_WAIT_S)
+            self._pacing.refused(error, recording)
+            # A hosted API is left alone by all, until when it says; meanwhile others may take this one.
+            wait_s = min(error.retry_after_s or _TOLD_S, _LONGEST_WAIT_S) if self._pacing.free else _TOLD_S
             return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s)
         except StoreError:
             return self._endings.hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)

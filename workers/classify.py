@@ -6,21 +6,25 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
 
-from tieryard.admission import Admission
-from tieryard.affinity import Homes, Keyed
-from tieryard.catalog import REALTIME
+from tieryard.admission import Admission, Surroundings
+from tieryard.affinity import Homes, Keyed, Sessions
+from tieryard.catalog import REALTIME, Catalog
 from tieryard.errors import RequestError
 from tieryard.ids import Run, from_runs
 from tieryard.metrics import Replica
 from tieryard.queues import BrokerError, Parcel, parcels_to_infer
 from tieryard.requests import Request, parse_request
-from tieryard.routing import Decision, JobFeatures, Snapshot, decide_many
+from tieryard.routing import JobFeatures, Snapshot, decide_many
 from tieryard.snapshots import Snapshots
-from tieryard.store import jobs
+from tieryard.store import Connection, jobs, keys
 from tieryard.store.jobs import Routed, Waiting
 from tieryard.telemetry import Event
+from workers.shadowing import Shadows
 from workers.yard import Yard
 
 
@@ -29,13 +33,31 @@ class Classifier:
 
     def __init__(self, yard: Yard, admission: Admission) -> None:
         self._yard = yard
+        admission.load_model()
         self._admission = admission
-        self._snapshots = Snapshots(yard.metrics, yard.catalog, yard.log)
+        self._snapshots = Snapshots(yard.metrics, admission.catalog, yard.log)
+        self._shadows = Shadows(yard, admission.catalog)
         self._homes = Homes()
+        self._sessions = Sessions()
+        self._tenants: dict[int, str] = {}
+        self._next: Admission | None = None
+
+    def prepare(self, _: Catalog, catalog: Catalog) -> Callable[[], None]:
+        """The next parcel is routed by this catalog, and none by two. Raises UserError."""
+        admission = self._yard.admission(catalog)
+        admission.load_model()
+        return partial(setattr, self, "_next", admission)
+
+    def _take_over(self) -> None:
+        if (admission := self._next) is not None:
+            self._admission, self._next = admission, None
+            self._snapshots.take_over(admission.catalog)
+            self._shadows.catalog = admission.catalog
 
     def classify(self, tier: str, due: float, runs: list[Run]) -> int:
         """One parcel: how many of its jobs are now routed."""
         started = time.monotonic()
+        self._take_over()
         snapshot = self._snapshots.newest()
         with self._yard.store.transaction() as connection:
             # A decision that a crash of Postgres forgets is made again: not worth waiting for the disk.
@@ -43,53 +65,88 @@ class Classifier:
             waiting = jobs.load_parcel(connection, list(from_runs(runs)))
             if not waiting:
                 return 0
+            if self._admission.catalog.routing.policies:
+                self._learn_names(connection, {job.tenant_id for job in waiting})
             decisions = self._decide(tier, waiting, snapshot)
             body = snapshot.to_json()
             snapshot_id = self._snapshots.stored_as(body) or jobs.save_snapshot(connection, body)
             routed = jobs.save_decisions(
                 connection, decisions, snapshot_id=snapshot_id, patience_s=self._yard.patience_s
             )
+            moved = [d for d in decisions if d.job_id in routed]
+            bodies = {job.id: job.body for job in waiting}
+            copies = self._shadows.save(connection, tier, bodies, moved, snapshot)
         self._snapshots.remember(body, snapshot_id)
-        self._publish(tier, due, [d for d in decisions if d.job_id in routed])
-        if len(routed) < len(decisions):
+        if extra_usd := sum((d.extra_usd for d in moved), Decimal(0)):
+            self._snapshots.explored(extra_usd)
+        self._publish(tier, due, moved, self._shadows.parcels(copies))
+        if any(d.deployment is None and not d.defer_s for d in decisions):
             self._yard.nudge_callbacks()
         self._yard.log.debug(
             Event.PARCEL_ROUTED, tier=tier, jobs=len(routed), ms=round((time.monotonic() - started) * 1000, 2)
         )
         return len(routed)
 
+    def _learn_names(self, connection: Connection, tenants: set[int]) -> None:
+        """Tenants keep their names, so each is asked for once."""
+        if unknown := tenants - self._tenants.keys():
+            self._tenants |= keys.tenant_names(connection, sorted(unknown))
+
     def _decide(self, tier: str, waiting: list[Waiting], snapshot: Snapshot) -> list[Routed]:
-        """A decision for each job, with its prefix key; realtime ones have none, for they go to whichever replica is
-        free first."""
-        keys: dict[int, int] = {}
-        requests: list[Request] = []
-        readable: list[Waiting] = []
+        """A decision for each job."""
+        asked: list[_Asked] = []
         refused: list[Routed] = []
         for job in waiting:
             try:
-                requests.append(parse_request(job.body))
-                readable.append(job)
-                keys[job.id] = 0 if tier == REALTIME else requests[-1].prefix_key(job.tenant_id)
+                request = parse_request(job.body)
+                asked.append(_Asked(job, request, self._around(tier, job, request), self._key(tier, job, request)))
             except RequestError as error:  # saved under an older version's rules
-                refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
+                refused.append(_refused(job, error))
         features: list[JobFeatures] = []
         try:
-            features = self._admission.features(requests)
+            features = self._features(asked)
         except RequestError:  # a chat template refuses one of them: find out which
-            asked, readable = zip(requests, readable, strict=True), []
-            for request, job in asked:
+            every, asked = asked, []
+            for one in every:
                 try:
-                    features += self._admission.features([request])
-                    readable.append(job)
+                    features += self._features([one])
+                    asked.append(one)
                 except RequestError as error:
-                    refused.append(Routed(job.id, job.fence, None, "chat", str(error), None))
-        decisions: list[Decision] = decide_many(features, snapshot)
+                    refused.append(_refused(one.job, error))
+        decisions = decide_many(features, snapshot)
+        for one, decision in zip(asked, decisions, strict=True):
+            if decision.deployment is not None:
+                self._sessions.went(one.key, decision.deployment)
         return refused + [
-            Routed(job.id, job.fence, d.deployment, f.text.category, d.reason, f, keys[job.id])
-            for job, f, d in zip(readable, features, decisions, strict=True)
+            Routed(
+                one.job.id,
+                one.job.fence,
+                d.deployment,
+                f.text.category,
+                d.reason,
+                f,
+                one.key,
+                d.defer_s,
+                d.fallback,
+                d.explored,
+                d.extra_usd,
+            )
+            for one, f, d in zip(asked, features, decisions, strict=True)
         ]
 
-    def _publish(self, tier: str, due: float, decisions: list[Routed]) -> None:
+    def _features(self, asked: list[_Asked]) -> list[JobFeatures]:
+        return self._admission.features([one.request for one in asked], [one.around for one in asked])
+
+    def _key(self, tier: str, job: Waiting, request: Request) -> int:
+        """Realtime jobs have no prefix key, for they go to whichever replica is free first."""
+        return 0 if tier == REALTIME else request.prefix_key(job.tenant_id)
+
+    def _around(self, tier: str, job: Waiting, request: Request) -> Surroundings:
+        tenant = self._tenants.get(job.tenant_id, "")
+        key = self._key(tier, job, request) if self._admission.sticks(tenant) else 0
+        return Surroundings(tier, tenant, job.id, job.created_at, job.deadline, self._sessions.last(key))
+
+    def _publish(self, tier: str, due: float, decisions: list[Routed], copies: list[Parcel]) -> None:
         """After the commit. A nudge that is lost here is rescue's to send again."""
         by_deployment: dict[str, list[Keyed]] = defaultdict(list)
         for decision in decisions:
@@ -100,9 +157,23 @@ class Classifier:
             replicas = self._snapshots.live.replicas.get(deployment, ())
             parcels += parcels_home(self._homes, deployment, tier, due, keyed, replicas)
         try:
-            self._yard.publisher.publish(parcels)
+            self._yard.publisher.publish(parcels + copies)
         except BrokerError as error:
             self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A job that can be read, with what routing needs beside it."""
+
+    job: Waiting
+    request: Request
+    around: Surroundings
+    key: int
+
+
+def _refused(job: Waiting, error: RequestError) -> Routed:
+    return Routed(job.id, job.fence, None, "chat", str(error), None)
 
 
 def parcels_home(

@@ -5,9 +5,12 @@ Next: `workers/feed.py` releases the jobs to their tier's queue."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 
 from tieryard import outputs, telemetry
 from tieryard.admission import Admission
+from tieryard.catalog import Catalog
 from tieryard.errors import RequestError, StoreError
 from tieryard.requests import parse_batch_line, parse_job
 from tieryard.store import batches, expansion, reads
@@ -31,21 +34,34 @@ class Expander:
         while self._asked.is_set() and self._busy.acquire(blocking=False):
             try:
                 self._asked.clear()
-                expand_all(self._yard, self._admission)
+                admission = self._admission
+                expand_all(self._yard, admission, overtaken=partial(self._is_overtaken, admission))
             finally:
                 self._busy.release()
 
+    def prepare(self, _: Catalog, catalog: Catalog) -> Callable[[], None]:
+        """Lines are checked against this catalog from the next chunk on. Raises UserError."""
+        return partial(self._take_over, self._yard.admission(catalog))
 
-def expand_all(yard: Yard, admission: Admission) -> int:
-    """Expands until no batch waits, and between two chunks closes what is done: how many lines became jobs."""
+    def _is_overtaken(self, admission: Admission) -> bool:
+        return self._admission is not admission
+
+    def _take_over(self, admission: Admission) -> None:
+        self._admission = admission
+        self._asked.set()  # whoever is at work stops at the next chunk, and goes on by this
+
+
+def expand_all(yard: Yard, admission: Admission, *, overtaken: Callable[[], bool] = lambda: False) -> int:
+    """Expands until no batch waits, or the admission is `overtaken`, and between two chunks closes what is done: how
+    many lines became jobs."""
     signed = yard.settings.webhook_secret is not None
-    revisions = {name: d.pinned for name, d in yard.catalog.deployments.items()}
+    revisions = {name: d.pinned for name, d in admission.catalog.deployments.items()}
     lines = 0
 
-    def judged(line: str, endpoint: str | None, tier: str) -> Verdict:
-        return judge(admission, line, signed=signed, endpoint=endpoint, tier=tier)
+    def judged(line: str, endpoint: str | None, tier: str, tenant: str) -> Verdict:
+        return judge(admission, line, signed=signed, endpoint=endpoint, tier=tier, tenant=tenant)
 
-    while True:
+    while not overtaken():
         close_all(yard)
         chunk = expansion.expand_chunk(yard.store, judged, revisions=revisions)
         if chunk is None:
@@ -53,15 +69,18 @@ def expand_all(yard: Yard, admission: Admission) -> int:
         batch_id, done = chunk
         yard.log.info(Event.BATCH_EXPANDED, batch=batch_id, lines=done)
         lines += done
+    return lines
 
 
-def judge(admission: Admission, line: str, *, signed: bool, endpoint: str | None, tier: str) -> Verdict:
+def judge(
+    admission: Admission, line: str, *, signed: bool, endpoint: str | None, tier: str, tenant: str = ""
+) -> Verdict:
     """One line: a job, or the reason why not."""
     wants_callback = False
     try:
         request = parse_job(line) if endpoint is None else parse_batch_line(line, endpoint=endpoint)
         wants_callback = request.callback_url is not None
-        admission.check(request, callbacks=signed)
+        admission.check(request, callbacks=signed, tenant=tenant)
         if request.tier not in (None, tier):
             raise RequestError(f"the batch is of tier '{tier}', not '{request.tier}'", param="tier")
     except RequestError as error:

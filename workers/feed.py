@@ -8,9 +8,13 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import redis
 
 from tieryard.errors import StoreError
 from tieryard.queues import EXPAND, BrokerError, Parcel, parcels_to_classify
+from tieryard.routing import Profile
 from tieryard.store import Connection, batches
 from tieryard.store.batches import OpenBatch
 from tieryard.store.leader import lead
@@ -21,6 +25,8 @@ _BUSY_S, _IDLE_S = 0.05, 0.25
 _LEAST = 512  # jobs a tier always has released, however slow it is measured
 _MOST = 20_000
 _FLOOR_BATCHES = 16
+_TELL_S = 1.0  # between two words on what the deadlines need
+_LATEST = 144  # samples that a profile's averages still hold
 _STEP = 64  # jobs given to one tenant before the next has its turn
 
 
@@ -83,6 +89,13 @@ def share_out(open_batches: list[OpenBatch], room: int) -> dict[int, int]:
     return dict(granted)
 
 
+def room_for(open_batches: list[OpenBatch], window: int) -> int:
+    """How many more jobs of a tier may be released. Those that rest take no room in the window, as they would keep out
+    jobs for deployments that have some; there is a bound all the same."""
+    released, resting = (sum(getattr(b, name) for b in open_batches) for name in ("outstanding", "resting"))
+    return int(min(window - (released - resting), _MOST - released))
+
+
 def floors(open_batches: list[OpenBatch]) -> dict[int, int]:
     """What each tenant's first batches may release whatever the room: {batch id: n}, up to _STEP in the yard each.
 
@@ -98,6 +111,26 @@ def floors(open_batches: list[OpenBatch]) -> dict[int, int]:
     return granted
 
 
+def needed_tps(open_batches: list[OpenBatch], tokens_a_job: float, now: datetime) -> float:
+    """Output tokens a second that it takes to finish every batch of a tier by its deadline, the earliest first: of all
+    deadlines, the most that any asks for what is due by then."""
+    due, most = 0.0, 0.0
+    for batch in open_batches:  # earliest deadline first
+        if batch.stopping:
+            continue
+        due += (batch.total - batch.released_to + batch.outstanding) * tokens_a_job
+        left_s = (batch.deadline - now).total_seconds()
+        most = max(most, due / max(left_s, 1.0))
+    return most
+
+
+def usual_length(profiles: dict[str, dict[str, Profile]]) -> float | None:
+    """Mean output tokens of the fleet's latest answers; None before there are any."""
+    seen = [p for of in profiles.values() for p in of.values() if p.output_tokens is not None]
+    samples = sum(min(p.samples, _LATEST) for p in seen)
+    return sum(min(p.samples, _LATEST) * (p.output_tokens or 0.0) for p in seen) / samples if samples else None
+
+
 class Feeder:
     """Runs in a thread of the expand process; one of them in the fleet leads at a time."""
 
@@ -106,6 +139,7 @@ class Feeder:
         self._rates: dict[str, Rate] = defaultdict(Rate)
         self._outstanding: dict[str, dict[int, int]] = {}
         self._floors: dict[int, int] = {}
+        self._told_at = float("-inf")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feeder", daemon=True)
 
@@ -146,6 +180,7 @@ class Feeder:
         by_tier: dict[str, list[OpenBatch]] = defaultdict(list)
         for batch in found:
             by_tier[batch.tier].append(batch)
+        self._tell_needed(by_tier)
         advances: list[tuple[int, int, int]] = []
         released: list[tuple[int, int, int]] = []
         added: dict[int, int] = {}
@@ -156,7 +191,7 @@ class Feeder:
             rate.observe(finished_since(self._outstanding.get(tier, {}), waiting))
             granted = floors(waiting)
             rest = [b.released_further(granted.get(b.id, 0)) for b in waiting]
-            room = rate.window(self._yard.settings.window_s) - sum(b.outstanding for b in rest)
+            room = room_for(rest, rate.window(self._yard.settings.window_s))
             for batch_id, n in share_out(rest, room).items():
                 granted[batch_id] = granted.get(batch_id, 0) + n
             for batch in waiting:
@@ -180,6 +215,19 @@ class Feeder:
                 completed = batches.complete(connection, done)
             self._tell(completed)
         return bool(advances or done)
+
+    def _tell_needed(self, by_tier: dict[str, list[OpenBatch]]) -> None:
+        """The router moves jobs up to dearer deployments when the cheap ones cannot meet the deadlines."""
+        if time.monotonic() - self._told_at < _TELL_S:
+            return
+        self._told_at = time.monotonic()
+        metrics, now = self._yard.metrics, datetime.now(tz=UTC)
+        try:
+            tokens_a_job = usual_length(metrics.read(self._yard.catalog).profiles)
+            if tokens_a_job is not None:
+                metrics.publish_needed({tier: needed_tps(found, tokens_a_job, now) for tier, found in by_tier.items()})
+        except redis.RedisError as error:
+            self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
 
     def _tell(self, completed: list[tuple[int, bool]]) -> None:
         """After the commit: a batch that is finished with its jobs, or one that waits to be closed."""

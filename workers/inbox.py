@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tieryard.catalog import REALTIME
-from tieryard.ids import KeyedRun
+from tieryard.ids import KeyedRun, to_runs
 
 _HIGH, _LOW = 50_000, 25_000  # ids; about a megabyte, or ten when no two begin alike
 _STREAK = 64  # jobs that begin alike in a row, before the earliest has its turn
@@ -97,6 +97,16 @@ class Inbox:
         self._heap, self._alike, self._spent, self._length, self.realtime = [], {}, 0, 0, 0
         for (tier, due), entries in itertools.groupby(waiting, key=lambda entry: (entry.tier, entry.due)):
             yield tier, due, [(number, entry.key) for entry in entries for ids in entry.ids for number in ids]
+
+    def take_out(self, most: int) -> list[tuple[str, float, KeyedRun]]:
+        """The first `most` ids in order, whatever their tier, as (tier, due, a keyed run)."""
+        taken: list[tuple[str, float, KeyedRun]] = []
+        while most > 0 and (earliest := self._earliest()) is not None:
+            entry = self._favoured(earliest)
+            ids = self._take(entry, most)
+            taken += [(entry.tier, entry.due, (first, n, entry.key)) for first, n in to_runs(ids)]
+            most -= len(ids)
+        return taken
 
     def crossed(self) -> bool | None:
         """False once when it has grown past the high mark, True once when it is below the low one, else None."""

@@ -13,13 +13,12 @@ from dataclasses import replace
 
 import redis
 
-from tieryard.catalog import REALTIME, AttachedEngine
+from tieryard.catalog import REALTIME, AttachedEngine, Catalog
 from tieryard.endings import DRAINED, Endings
 from tieryard.engines import Engine, Recording
 from tieryard.errors import EngineError, StoreError
 from tieryard.ids import KeyedRun, Run, read_keyed
 from tieryard.metrics import Gauge
-from tieryard.queues import BrokerError, parcels_to_infer
 from tieryard.store import jobs
 from tieryard.store.finish import Finished, HandBack
 from tieryard.store.jobs import Claimed
@@ -27,6 +26,9 @@ from tieryard.store.writer import Writer
 from tieryard.telemetry import Event, fault
 from workers.attempts import Attempts
 from workers.inbox import Inbox
+from workers.overflow import Overflow
+from workers.pacing import Pacing
+from workers.ready import Ready
 from workers.standing import Standing
 from workers.upkeep import Upkeep
 from workers.yard import Yard
@@ -51,9 +53,10 @@ class Inference:
         self._engine = engine or yard.engine(name)
         self._upkeep = Upkeep(yard, name, self._engine, changed=self._engine_changed)
         self._standing = Standing(yard, self._names)
+        self._pacing = Pacing(yard, self._names, self._upkeep, changed=self._more_may_start)
+        self._overflow = Overflow(yard, self._names)
         self._inbox = Inbox(within_s=yard.settings.window_s)
-        self._ready = Inbox()  # claimed, not started: one job each
-        self._claimed: dict[int, Claimed] = {}
+        self._ready = Ready()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._realtime_running = 0
         self._stopping: dict[int, str] = {}
@@ -64,12 +67,13 @@ class Inference:
         self._draining = False
         self._writer = Writer(yard.store, flushed=self._flushed)
         self._endings = Endings(yard.lease, yard.catalog, yard.log)
-        self._attempts = Attempts(yard.store, name, self._engine, self._upkeep, self._endings)
+        self._attempts = Attempts(yard.store, name, self._engine, self._upkeep, self._pacing, self._endings)
         self._gate: Callable[[bool], None] = lambda _: None
         self._gate_open = self._inbox_open = True
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._pumps: list[asyncio.Task[None]] = []
+        self._asking: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run_loop, name="inference", daemon=True)
 
     # --- called from Celery's threads ---------------------------------------------------------------
@@ -85,6 +89,11 @@ class Inference:
     def offer(self, tier: str, due: float, runs: list[Run] | list[KeyedRun]) -> None:
         """Takes a parcel and returns at once."""
         self._loop.call_soon_threadsafe(self._take, tier, due, read_keyed(runs))
+
+    def take_over(self, catalog: Catalog) -> None:
+        """Works by this catalog from now on, which leaves the engine as it is. From any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it what could change
+            self._loop.call_soon_threadsafe(self._take_over, catalog)
 
     def drain(self) -> None:
         """Lets running jobs finish for a while, hands everything else back, and returns when all is written."""
@@ -107,7 +116,7 @@ class Inference:
         self._loop.run_forever()
 
     def _pump_ended(self, pump: asyncio.Task[None]) -> None:
-        """A pump ends only by drain. If one fails, this worker must not keep its lease and do nothing."""
+        """If one fails, this worker must not keep its lease and do nothing."""
         if not pump.cancelled() and (error := pump.exception()) is not None:
             self._yard.die(error)
 
@@ -134,23 +143,29 @@ class Inference:
             gauge = self._gauge()
             try:
                 await asyncio.to_thread(self._standing.publish, gauge, self._standing.take())
+                await self._pacing.exchange()
                 self._closed_at = None if gauge.capacity else self._closed_at or time.monotonic()
             except redis.RedisError as error:
                 self._standing.unheard()
+                self._pacing.unheard()
                 self._closed_at = None
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
             if not self._upkeep.up and self._standing.others_serve:
-                await self._pass_on_inbox()
-            self._start_ready()
-            self._wake.set()
+                await self._overflow.pass_on(self._inbox)
+            if self._upkeep.up and self._overflow.due(held=self._pacing.most() == 0):
+                await self._send_elsewhere()
+            self._more_may_start()
+
+    def _more_may_start(self) -> None:
+        self._start_ready()
+        self._wake.set()
 
     def _engine_changed(self) -> None:
         """It came up, has more room, or went down: what was claimed and not started is then for whoever serves."""
         if not self._upkeep.up:
             self._let_go(HandBack.OUTAGE, "its engine went down", wait_s=1.0)
         self._set_gate()
-        self._start_ready()
-        self._wake.set()
+        self._more_may_start()
 
     @property
     def _slots(self) -> int:
@@ -165,22 +180,23 @@ class Inference:
     @property
     def _unused(self) -> bool:
         """Whether nothing is in the engine, and nothing can come."""
-        if self._running or self._standing.calls or self._closed_at is None:
-            return False
-        return time.monotonic() - self._closed_at > _TOLD_S
+        used = self._running or self._standing.calls or self._closed_at is None
+        return not used and time.monotonic() - (self._closed_at or 0.0) > _TOLD_S
 
     def _gauge(self) -> Gauge:
-        load = self._upkeep.load
-        return Gauge(
-            capacity=self._upkeep.limit if self._open_to_calls else 0,
-            in_flight=len(self._running),
-            backlog=len(self._inbox) + len(self._ready),
-            url=self._engine.url or "",
-            state=self._upkeep.state,
-            why=self._upkeep.why,
-            ttft_ms=self._upkeep.ttft_ms,
-            load=replace(load, ttft_counts=()) if load is not None else None,  # JSON has no infinity
-        )
+        backlog = len(self._inbox) + len(self._ready) + self._pacing.asking
+        gauge = self._upkeep.gauge(open_to_calls=self._open_to_calls, in_flight=len(self._running), backlog=backlog)
+        return replace(gauge, held=self._pacing.held)
+
+    @property
+    def _unstarted(self) -> list[Claimed]:
+        """What is claimed and waits here."""
+        return [*self._ready, *([self._suspect] if self._suspect is not None else [])]
+
+    def _take_over(self, catalog: Catalog) -> None:
+        self._spec = catalog.deployments[self._name]
+        self._endings.take_over(catalog)
+        self._upkeep.take_over(catalog)
 
     # --- intake --------------------------------------------------------------------------------------
 
@@ -199,24 +215,16 @@ class Inference:
             self._yard.log.info(Event.CONSUMER_RESUMED if wanted else Event.CONSUMER_PAUSED, inbox=len(self._inbox))
             self._gate(wanted)
 
-    async def _pass_on_inbox(self) -> None:
-        """To whichever replica serves: what waits here, and on the queue that nobody else consumes."""
-        try:
-            for tier, due, keyed in self._inbox.take_all():
-                await asyncio.to_thread(self._yard.publisher.publish, parcels_to_infer(self._name, tier, due, keyed))
-            for name in self._names:
-                await asyncio.to_thread(self._yard.empty_own, name, self._yard.worker_id)
-        except (BrokerError, redis.RedisError) as error:  # rescue sends them again
-            self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
-
     def _next_ids(self) -> list[int]:
         """Ids to claim now, in order. Realtime may use every slot that calls leave; the others leave its reserve."""
         if not self._upkeep.up or self._draining or self._writer.full or self._suspect or self._alone is not None:
             return []
-        held = len(self._running) + len(self._ready) + self._claiming
+        waiting = len(self._ready) + self._pacing.asking + self._claiming
         ahead = max(2, self._upkeep.limit // 4)
-        room = min(self._slots + ahead - held, _MOST_CLAIMED)
+        room = min(self._slots + ahead - len(self._running) - waiting, _MOST_CLAIMED)
+        room = min(room, self._pacing.claimable(waiting, urgent=False))
         realtime_room = self._slots - self._realtime_running - self._ready.realtime
+        realtime_room = min(realtime_room, self._pacing.claimable(waiting, urgent=True))
         return self._inbox.pop(max(room, 0), realtime=max(realtime_room, 0))
 
     async def _claim(self, ids: list[int]) -> None:
@@ -230,8 +238,7 @@ class Inference:
     def _accept(self, claimed: list[Claimed]) -> None:
         for job in claimed:
             if not jobs.starts_alone(job):
-                self._claimed[job.id] = job
-                self._ready.push(job.tier, job.claimed_at.timestamp(), [(job.id, 1, 0)])
+                self._ready.add(job)
             elif self._suspect is None:
                 self._suspect = job
             else:  # a suspect that only waits here must not be at risk of the first one's start
@@ -243,11 +250,16 @@ class Inference:
 
     def _let_go(self, why: HandBack, said: str, *, wait_s: float) -> None:
         """Hands back what is claimed and not started."""
-        for job in [*self._claimed.values(), *([self._suspect] if self._suspect else [])]:
+        for job in self._unstarted:
             self._writer.put(self._endings.hand_back(job, why, EngineError(said), wait_s=wait_s))
-        self._claimed.clear()
-        self._ready = Inbox()
+        self._ready.clear()
         self._suspect = None
+
+    async def _send_elsewhere(self) -> None:
+        """What may not start here for a while, and other deployments have room for."""
+        for job in await self._overflow.relieve(self._inbox, self._ready):
+            why = EngineError(self._pacing.why)
+            self._writer.put(self._endings.hand_back(job, HandBack.OUTAGE, why, wait_s=0))
 
     async def _settle_claim(self, ids: list[int]) -> None:
         """After a claim whose answer was lost: it may have been committed. What is ours is taken up; the nudges
@@ -258,7 +270,7 @@ class Inference:
                 found = await asyncio.to_thread(jobs.claimed_by, self._yard.store, ids, self._yard.worker_id)
             except StoreError:
                 continue
-            held = {*self._running, *self._claimed, *self._writer.pending}
+            held = {*self._running, *(job.id for job in self._ready), *self._writer.pending}
             self._accept([job for job in found if job.id not in held])
             return
 
@@ -272,22 +284,41 @@ class Inference:
         """Starts claimed jobs while slots are free, then, in an empty engine, one that may be killing workers."""
         if self._draining or not self._upkeep.up:
             return
-        while self._ready:
-            realtime_room = self._slots - len(self._running)
-            others = len(self._running) - self._realtime_running
-            kept = max(self._spec.realtime_reserve - self._standing.calls, 0)  # calls are as urgent
-            room = min(realtime_room, self._slots - kept - others)
-            popped = self._ready.pop(1 if room > 0 else 0, realtime=1 if realtime_room > 0 else 0)
-            if not popped:
-                return
-            if (job := self._claimed.pop(popped[0], None)) is not None:  # else it was stopped while it waited
+        if self._pacing.free:
+            for job in self._ready.let_out(self._room):
                 self._start(job)
+        elif (self._asking is None or self._asking.done()) and (found := self._ready.let_out(self._room)):
+            self._asking = self._loop.create_task(self._start_as_allowed(found))
+            self._asking.add_done_callback(self._pump_ended)
         if self._suspect is not None and self._unused:
             suspect, self._suspect = self._suspect, None
             self._alone = suspect.id
             self._start(suspect)
 
+    def _room(self, starting: int, urgent: int) -> tuple[int, int]:
+        """Slots that are free for any job, and for realtime ones, beside those that are `starting`."""
+        running = len(self._running) + starting
+        others = running - self._realtime_running - urgent
+        kept = max(self._spec.realtime_reserve - self._standing.calls, 0)  # calls are as urgent
+        realtime_room = min(self._slots, self._pacing.most(urgent=True)) - running
+        return min(realtime_room, self._slots - kept - others, self._pacing.most() - running), realtime_room
+
+    async def _start_as_allowed(self, jobs: list[Claimed]) -> None:
+        """Starts as many of these, from the first on, as a hosted API takes now. The rest wait on."""
+        granted = await self._pacing.ask(jobs)
+        for number, job in enumerate(jobs):
+            if not self._ready.holds(job):  # it was stopped or handed back meanwhile
+                self._pacing.never_started(job.id)
+            elif number < granted:
+                self._start(job)
+            else:
+                self._ready.add(job)
+        if granted:
+            self._more_may_start()
+
     def _start(self, job: Claimed) -> None:
+        """One that is ready, or the suspect."""
+        self._ready.take(job.id)
         self._running[job.id] = self._loop.create_task(self._run(job))
         self._realtime_running += job.tier == REALTIME
 
@@ -309,6 +340,7 @@ class Inference:
         if self._alone == job.id:
             self._alone = None
         self._standing.add(job, ending)
+        self._pacing.ended(job, recording, ending)
         if job.tier == REALTIME and recording.ttft_ms is not None:
             self._upkeep.realtime_began(recording.ttft_ms)
         self._writer.put(ending)
@@ -323,11 +355,11 @@ class Inference:
     # --- stopping ------------------------------------------------------------------------------------
 
     async def _honour_stops(self) -> None:
-        waiting = {**self._claimed, **({self._suspect.id: self._suspect} if self._suspect else {})}
-        if not self._running and not waiting:
+        held = [*self._running, *(job.id for job in self._unstarted)]
+        if not held:
             return
         try:
-            asked = await asyncio.to_thread(jobs.stops_requested, self._yard.store, [*self._running, *waiting])
+            asked = await asyncio.to_thread(jobs.stops_requested, self._yard.store, held)
         except StoreError as error:
             self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
             return
@@ -338,7 +370,7 @@ class Inference:
             elif self._suspect is not None and self._suspect.id == job_id:
                 self._writer.put(self._endings.stopped(self._suspect, Recording(), reason))
                 self._suspect = None
-            elif (job := self._claimed.pop(job_id, None)) is not None:
+            elif (job := self._ready.take(job_id)) is not None:
                 self._writer.put(self._endings.stopped(job, Recording(), reason))
 
     async def _drain(self) -> None:
@@ -347,7 +379,9 @@ class Inference:
         while self._claiming:  # noqa: ASYNC110  # a claim under way returns in milliseconds
             await asyncio.sleep(0.01)
         self._let_go(HandBack.DRAIN, "its worker was stopped", wait_s=0)
-        await self._pass_on_inbox()
+        if self._asking is not None:
+            await asyncio.wait([self._asking])
+        await self._overflow.pass_on(self._inbox)
         await self._empty(deadline)
         for pump in self._pumps:  # and no other task: those of the engine must see to its end
             pump.cancel()

@@ -21,6 +21,7 @@ from tieryard.store import Connection, files, idempotency, rescue
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
+from workers import stepback
 from workers.classify import parcels_home
 from workers.yard import Yard
 
@@ -74,12 +75,13 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
                 for worker_id, kind, name in (rescue.bury(connection) if bury else [])
             ]
             moved = rescue.requeue_orphans(connection)
-            rerouted = rescue.reroute(connection, yard.catalog.deployments)
+            rerouted = rescue.reroute(connection, yard.catalog.deployments, version=yard.in_force.number)
             idempotency.forget_old(connection)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
         _forget(yard, buried)
         _empty_queues(yard, connection)
+        stepback.look(yard, connection)
         if moved or rerouted:
             yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
         if stopped:  # what their callers asked for, or their windows
@@ -98,6 +100,7 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
             yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
             return
         if flushed:
+            stepback.tell_qualities(yard, connection)
             yard.redis.set(EPOCH, str(uuid.uuid4()))
         if nudges:
             yard.log.info(Event.RESCUED, nudged=len(nudges))

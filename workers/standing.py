@@ -38,10 +38,11 @@ class Standing:
         """In a thread. Deployments that share the engine each see the others' calls as jobs of this worker. Raises
         redis.RedisError."""
         metrics, worker_id = self._yard.metrics, self._yard.worker_id
+        full = gauge.backlog > 0 and gauge.in_flight >= gauge.capacity > 0
         for name in self._names:
             elsewhere = self._calls.total() - self._calls[name]
             metrics.publish_gauge(name, worker_id, replace(gauge, in_flight=gauge.in_flight + elsewhere))
-            self._observers[name].publish(seen[name])
+            self._observers[name].publish(seen[name], full=full)
         self._calls = Counter({name: metrics.calls_at(name, worker_id, gauge.url) for name in self._names})
         replicas = metrics.replicas(self._names[0])
         self.others_serve = any(r.serves and r.worker_id != worker_id for r in replicas)

@@ -2,7 +2,7 @@
 
 Additive increase, multiplicative decrease (Chiu and Jain, 1989), steered by what the server says of itself. A request
 beyond what it can hold is not served sooner there: it is preempted and computed again, or waits where neither a more
-urgent job can pass it nor another replica take it.
+urgent job can pass it nor another replica take it. A hosted API says only that it was asked for too much (429).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tieryard.engines.load import Load
 
 _SHRINK = 0.9
+_REFUSED = 0.5  # of the limit is kept when a provider refuses requests
 _SPARE = 0.05  # of the limit may wait in the server, so that its batch is full again at once when one ends
 _ROOMY = 0.9  # of the KV cache: below, more may come
 _STALLED_LOOKS = 4  # in a row in which requests wait and no more of them run: the server is full
@@ -57,6 +58,7 @@ class Steering:
         self._mixed_until = -math.inf
         self._seen_ms: list[float] = []  # TTFT of realtime jobs since the last verdict on them
         self._seen_from = -math.inf
+        self._refused_at = -math.inf
         self._tried: tuple[float, float] | None = None  # (limit, TTFT) before the latest cut for their sake
         self.ttft_ms = None
 
@@ -64,10 +66,27 @@ class Steering:
     def limit(self) -> int:
         return int(self._exact)
 
+    def promise(self, ttft_ms: float | None) -> None:
+        """What realtime jobs are promised from now on."""
+        self._promised_ms = ttft_ms
+
     def realtime_began(self, ttft_ms: float, *, now: float) -> None:
         """What one realtime job saw. Those that began under a limit just cut say nothing of the new one."""
         if self._promised_ms is not None and now >= self._seen_from:
             self._seen_ms.append(ttft_ms)
+
+    def refused(self, *, began: float, now: float) -> Cut | None:
+        """A request that was sent at `began` was answered 429. What was under way at the latest cut was sent under the
+        old limit, so there is one cut a round trip; None for the others."""
+        if began < self._refused_at:
+            return None
+        self._refused_at = now
+        self._exact = max(self._floor, self._exact * _REFUSED)
+        return Cut(self.limit, "its provider refused a request for its rate limit (429)")
+
+    def answered(self) -> None:
+        """A provider that refuses has answered a request: one more may be under way after each round trip."""
+        self._exact = min(self._ceiling, self._exact + 1 / self._exact)
 
     def observe(self, load: Load, *, now: float) -> Cut | None:
         """Takes a look into account: the cut that it led to, if one. `now` is monotonic seconds."""

@@ -7,19 +7,22 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from tieryard.catalog import REALTIME, AttachedEngine, Catalog, Deployment, VllmEngine, served_model
 from tieryard.engines import Engine
 from tieryard.engines.load import Load
 from tieryard.engines.vetting import TOKENIZER, Expected
 from tieryard.errors import EngineError, UserError
-from tieryard.metrics import EngineState
+from tieryard.metrics import EngineState, Gauge
+from tieryard.quotas import hosted
 from tieryard.telemetry import Event
 from tieryard.tokens import TokenCounter, load_counter
 from workers.steering import Steering
 from workers.yard import Yard
 
 _LOOK_S = 1.0
+_LOOK_HOSTED_S = 15.0  # at an API that counts what it is asked
 _LOOK_AGAIN_S = 0.2  # after a miss
 _MISSES = 3  # health checks in a row before an engine is taken for dead
 _STALLED_S = 60.0  # without a token before one that answers is started again
@@ -36,6 +39,7 @@ class Upkeep:
         self._yard, self._name, self._engine = yard, name, engine
         self._spec = yard.catalog.deployments[name]
         self._changed = changed
+        self._look_s = _LOOK_HOSTED_S if hosted(yard.catalog, name) else _LOOK_S
         self._started = False
         self._fit: float | None = None  # the server that passed its checks, by the time of its start
         self._idle_since: float | None = None
@@ -68,6 +72,25 @@ class Upkeep:
         """Whether the server has made no token for a while though it has requests, whatever else it answers."""
         return self._standstill_s() > _STALLED_S / 2
 
+    def take_over(self, catalog: Catalog) -> None:
+        """Goes by this catalog, in which the engine is the same."""
+        self._spec = catalog.deployments[self._name]
+        self._steering.promise(_promised_ms(catalog, self._spec))
+
+    def gauge(self, *, open_to_calls: bool, in_flight: int, backlog: int) -> Gauge:
+        """What the fleet is told of the engine, with what its worker has in it and waiting for it."""
+        load = self.load
+        return Gauge(
+            capacity=self.limit if open_to_calls else 0,
+            in_flight=in_flight,
+            backlog=backlog,
+            url=self._engine.url or "",
+            state=self.state,
+            why=self.why,
+            ttft_ms=self.ttft_ms,
+            load=replace(load, ttft_counts=()) if load is not None else None,  # JSON has no infinity
+        )
+
     def doubt(self) -> None:
         """A request found the engine dead: it is looked at at once."""
         self._doubted.set()
@@ -75,6 +98,22 @@ class Upkeep:
     def realtime_began(self, ttft_ms: float) -> None:
         """What a realtime job saw."""
         self._steering.realtime_began(ttft_ms, now=time.monotonic())
+
+    def refused(self, *, began: float) -> bool:
+        """The provider answered 429 to a request sent at `began` (monotonic): whether that is news, and not of requests
+        that were under way at the last one."""
+        was = self.limit
+        cut = self._steering.refused(began=began, now=time.monotonic())
+        if cut is not None and cut.limit < was:
+            self._yard.log.info(Event.LIMIT_CUT, limit=cut.limit, was=was, why=cut.why)
+        return cut is not None
+
+    def answered(self) -> None:
+        """A provider that may refuse has answered."""
+        was = self.limit
+        self._steering.answered()
+        if self.limit > was:
+            self._changed()
 
     async def run(self) -> None:
         """Keeps the engine up, without end."""
@@ -121,7 +160,7 @@ class Upkeep:
         self._idle_since, self._doubted = None, asyncio.Event()
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._doubted.wait(), _LOOK_S if not misses else _LOOK_AGAIN_S)
+                await asyncio.wait_for(self._doubted.wait(), self._look_s if not misses else _LOOK_AGAIN_S)
             self._doubted.clear()
             misses = 0 if await self._engine.healthy() else misses + 1
             if misses >= _MISSES:
@@ -181,4 +220,4 @@ class Upkeep:
 def _promised_ms(catalog: Catalog, spec: Deployment) -> float | None:
     """The TTFT of realtime jobs, where the deployment keeps room for them."""
     tier = catalog.tiers.get(REALTIME)
-    return float(tier.ttft_ms) if tier is not None and tier.ttft_ms is not None and spec.realtime_reserve else None
+    return tier.slo.max_ttft_ms if tier is not None and spec.realtime_reserve else None

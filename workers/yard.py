@@ -13,41 +13,75 @@ from celery import Celery, signals
 
 from tieryard import telemetry
 from tieryard.admission import Admission
-from tieryard.catalog import Catalog, load_catalog
+from tieryard.catalog import Catalog
 from tieryard.engines import Engine
 from tieryard.engines.opening import open_engine
+from tieryard.in_force import InForce, Prepare
 from tieryard.lease import Lease
 from tieryard.metrics import Metrics
-from tieryard.queues import CALLBACKS, BrokerError, Publisher, declare, make_celery, model_queue, replica_queue
+from tieryard.queues import (
+    CALLBACKS,
+    BrokerError,
+    Publisher,
+    declare,
+    make_celery,
+    model_queue,
+    replica_queue,
+    tier_queue,
+)
+from tieryard.quotas import Quotas
 from tieryard.settings import Settings
 from tieryard.store import Store
 from tieryard.telemetry import Event
 
 
 class Yard:
-    """One process of the fleet. Everything it holds is made here, on purpose, at start."""
+    """One process of the fleet. Everything it holds is made here, on purpose, at start. `consume` names its queues, all
+    of them or those of the catalog in force."""
 
-    def __init__(self, kind: str, settings: Settings, *, consume: Iterable[str], deployment: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        settings: Settings,
+        *,
+        consume: Iterable[str] | Callable[[Catalog], Iterable[str]],
+        deployment: str | None = None,
+    ) -> None:
         self.kind = kind
         self.deployment = deployment
         self.settings = settings
         telemetry.configure(json=settings.log_json, level=settings.log_level)
         self.log = telemetry.logger(process=kind, pid=os.getpid(), **({"deployment": deployment} if deployment else {}))
-        self.catalog: Catalog = load_catalog(settings.catalog)
-        self.catalog_hash = self.catalog.hash()
         self.store = Store(settings.database_url.get_secret_value())
+        self.in_force = InForce(settings, self.store, self.log)
+        queues = consume(self.catalog) if callable(consume) else consume
+        self.outdated = False
+        """Whether this process stops because only a new one can work by the catalog in force."""
         self.redis = redis.Redis.from_url(
             settings.redis_url.get_secret_value(), socket_timeout=5, socket_keepalive=True, health_check_interval=10
         )
         self.metrics = Metrics(self.redis)
-        self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=consume)
+        self.quotas = Quotas(settings.redis_url.get_secret_value())
+        self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=queues)
         self.publisher = Publisher(self.app)
-        self.lease = Lease(kind, settings, self.log, deployment=deployment)
+        self.lease = Lease(kind, settings, self.log, deployment=deployment, heard=self.in_force.seen)
 
-    @staticmethod
-    def peek_catalog(settings: Settings) -> Catalog:
-        """The catalog, for what must be known before the process is made: which queues there are."""
-        return load_catalog(settings.catalog)
+    @property
+    def catalog(self) -> Catalog:
+        """The one in force here. It may be another at the next look: who needs one catalog twice keeps it."""
+        return self.in_force.catalog
+
+    @property
+    def catalog_hash(self) -> str:
+        return self.catalog.hash()
+
+    def start_again(self) -> None:
+        """Stops this process as SIGTERM does, what it holds finished or handed back; its exit code then asks for
+        another in its place."""
+        if self.outdated:
+            return
+        self.outdated = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     @staticmethod
     def on_stop_signals(stop: Callable[[], None]) -> None:
@@ -65,14 +99,17 @@ class Yard:
         known = self.catalog.tiers.get(tier)
         return time.time() + (known.window.total_seconds() if known is not None else 0.0)
 
-    def admission(self) -> Admission:
-        return Admission(self.catalog, cache_dir=self.settings.cache_dir)
+    def admission(self, catalog: Catalog | None = None) -> Admission:
+        """By the catalog in force, or by another. Raises UserError."""
+        return Admission(catalog or self.catalog, cache_dir=self.settings.cache_dir)
 
-    def engine(self, name: str) -> Engine:
-        """This deployment's, not yet started."""
+    def engine(self, name: str, *, url: str | None = None) -> Engine:
+        """This deployment's, not yet started; where the catalog names an attached server, the one at `url` if given, of
+        which this process is the replica. Raises UserError."""
         key = self.settings.engine_key
         secret = key.get_secret_value() if key is not None else None
-        return open_engine(self.catalog, name, key=secret, cache_dir=self.settings.cache_dir)
+        catalog = self.catalog if url is None else self.catalog.with_server(name, url)
+        return open_engine(catalog, name, key=secret, cache_dir=self.settings.cache_dir)
 
     def empty_own(self, deployment: str, worker_id: int) -> None:
         """A replica's own queue onto the one that all share; where the catalog has lost the deployment nobody consumes
@@ -101,9 +138,11 @@ class Yard:
     def leave(self) -> None:
         """Gives the lease back and lets go of everything."""
         self.lease.leave()
+        self.in_force.close()
         self.app.close()
         self.store.close()
         self.redis.close()
+        self.quotas.close()
 
     def die(self, error: BaseException) -> None:
         """Ends this process at once after a fault of ours."""
@@ -159,10 +198,34 @@ class Yard:
 
 
 def gate_of(consumer: Any, *queues: str) -> Callable[[bool], None]:
-    """`gate(False)` makes a consumer stop taking from these queues, `gate(True)` start again; from any thread."""
+    """`gate(False)` makes a consumer stop taking from these queues, `gate(True)` start again; from any thread. Only
+    what was said last is done: a pause and a resume that Celery 5.7 finds pending together left a queue unread."""
+    wanted = [True]
+
+    def apply() -> None:
+        for queue in queues:
+            (consumer.add_task_queue if wanted[0] else consumer.cancel_task_queue)(queue)
 
     def gate(open_: bool) -> None:
-        for queue in queues:
-            consumer.call_soon(consumer.add_task_queue if open_ else consumer.cancel_task_queue, queue)
+        wanted[0] = open_
+        consumer.call_soon(apply)
 
     return gate
+
+
+def taking_tiers(yard: Yard, consumer: Any, prepare: Prepare) -> Prepare:
+    """The same, and then a consumer takes from the queues of tiers that are new. The queue of one that has gone stays:
+    nothing is in it."""
+
+    def prepared(old: Catalog, new: Catalog) -> Callable[[], None]:
+        put = prepare(old, new)
+
+        def put_with_tiers() -> None:
+            put()
+            for tier in (tier for tier in new.tiers if tier not in old.tiers):
+                yard.app.amqp.queues.select_add(declare(tier_queue(tier)))
+                consumer.call_soon(consumer.add_task_queue, tier_queue(tier))
+
+        return put_with_tiers
+
+    return prepared

@@ -358,7 +358,7 @@ def test_pages_of_a_batch_are_in_input_order(client: TestClient, store: Store) -
     lines = [{"prompt": "x", "custom_id": str(i)} for i in range(7)]
     batch = client.post("/v1/jobs", json=lines).json()["id"]
     admission = client.app.state.tieryard.admission  # type: ignore[attr-defined]
-    while expand_chunk(store, lambda line, of, tier: judge(admission, line, signed=True, endpoint=of, tier=tier)):
+    while expand_chunk(store, lambda line, of, tier, _: judge(admission, line, signed=True, endpoint=of, tier=tier)):
         pass
     ids = walk(client, limit=2, batch=batch)
     assert [client.get(f"/v1/jobs/{i}").json()["custom_id"] for i in ids] == [str(i) for i in range(7)]

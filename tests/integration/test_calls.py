@@ -277,7 +277,7 @@ def test_a_caller_that_hangs_up_stops_its_engine_and_pays_for_what_it_used(gate:
 
 def test_a_caller_that_stops_reading_counts_as_gone(gate: Gateway) -> None:
     gate.engines.plan("cheap", length=400_000, packing=64)
-    body = httpx.Request("POST", gate.url, json=asked(stream=True, max_tokens=400_000)).content
+    body = httpx.Request("POST", gate.url, json=asked(stream=True, model="cheap", max_tokens=400_000)).content
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ty_test\r\n"
         f"content-length: {len(body)}\r\n\r\n"

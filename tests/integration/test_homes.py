@@ -42,20 +42,18 @@ def prompt(prefix: int, number: int) -> str:
 
 
 @contextlib.contextmanager
-def replica(settings: Settings, fake: FakeVllm, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """An infer process of the deployment whose catalog has this server."""
-    catalog = directory / f"{fake.url.rpartition(':')[2]}.yaml"
-    catalog.write_text(settings.catalog.read_text().replace("http://fake.invalid", fake.url))
+def replica(settings: Settings, fake: FakeVllm) -> Iterator[subprocess.Popen[bytes]]:
+    """An infer process of the deployment, with this server."""
     environment = {
         **os.environ,
         "TIERYARD_DATABASE_URL": settings.database_url.get_secret_value(),
         "TIERYARD_REDIS_URL": settings.redis_url.get_secret_value(),
-        "TIERYARD_CATALOG": str(catalog),
+        "TIERYARD_CATALOG": str(settings.catalog),
         "TIERYARD_CACHE_DIR": str(settings.cache_dir),
         "TIERYARD_LOG_LEVEL": "warning",
         "TIERYARD_DRAIN_S": "5",
     }
-    process = subprocess.Popen([sys.executable, "-m", "workers", "infer", "short"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "workers", "infer", "short", "--url", fake.url], env=environment)
     try:
         yield process
     finally:
@@ -103,12 +101,12 @@ def until_done(store: Store, ids: list[int]) -> None:
 
 
 def test_jobs_that_begin_alike_meet_at_one_replica_and_hit_its_cache(
-    settings: Settings, store: Store, tenant: int, yard: Yard, tmp_path: Path
+    settings: Settings, store: Store, tenant: int, yard: Yard
 ) -> None:
     prompts = [prompt(n % PREFIXES, n) for n in range(PREFIXES * EACH)]  # every next one begins otherwise
     with FakeVllm.in_thread(PLAN) as one, FakeVllm.in_thread(PLAN) as other, contextlib.ExitStack() as running:
         for fake in (one, other):
-            running.enter_context(replica(settings, fake, tmp_path))
+            running.enter_context(replica(settings, fake))
         eventually(lambda: len(serving(yard)) == 2, what="two replicas")
         classifier = Classifier(yard, yard.admission())
         ids = bring(store, classifier, tenant, prompts)
@@ -146,11 +144,11 @@ class Silent(Classifier):
 
 
 def test_a_replica_takes_what_only_it_is_sent_and_keeps_tenants_prefixes_apart(
-    settings: Settings, store: Store, tenant: int, yard: Yard, tmp_path: Path
+    settings: Settings, store: Store, tenant: int, yard: Yard
 ) -> None:
     keys.add_key(store, "ty_other", tenant="another", name="other")
     another = keys.holder_of(store, "ty_other").tenant_id
-    with FakeVllm.in_thread(PLAN) as one, replica(settings, one, tmp_path):
+    with FakeVllm.in_thread(PLAN) as one, replica(settings, one):
         eventually(lambda: len(serving(yard)) == 1, what="a replica")
         [here] = serving(yard)
         for owner, found in ((tenant, 0), (tenant, SHARED_BLOCKS * BLOCK), (another, 0)):

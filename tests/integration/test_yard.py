@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ QUEUE = "model.short"
 
 
 @pytest.fixture
-def yard(settings: Settings) -> Yard:
-    return Yard("infer", settings, consume=[QUEUE], deployment="short")
+def yard(settings: Settings) -> Iterator[Yard]:
+    yard = Yard("infer", settings, consume=[QUEUE], deployment="short")
+    yield yard
+    yard.store.close()
 
 
 def parcel(n: int) -> Parcel:
@@ -44,8 +47,7 @@ def test_a_closed_gate_leaves_parcels_on_the_queue_and_an_open_one_takes_them(ya
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_gate_holds_for_all_its_queues_and_a_replicas_own_is_consumed(settings: Settings) -> None:
-    yard = Yard("infer", settings, consume=[QUEUE], deployment="short")
+def test_a_gate_holds_for_all_its_queues_and_a_replicas_own_is_consumed(yard: Yard) -> None:
     own = replica_queue("short", 7)
     yard.app.amqp.queues.select_add(declare(own))
     taken: list[Any] = []
@@ -76,3 +78,21 @@ def test_a_fault_in_a_task_is_swallowed_and_named(yard: Yard) -> None:
         ("task.failed", "broken", "ValueError")
     ]
     assert "somebody" not in str(logged)
+
+
+def test_what_a_gate_was_told_last_holds_however_celery_orders_it() -> None:
+    """A pause and a resume in one breath: an engine that is up at once, an inbox that fills and empties."""
+    pending: list[Any] = []
+    done: list[str] = []
+    consumer = SimpleNamespace(
+        call_soon=pending.append,
+        add_task_queue=lambda queue: done.append(f"+{queue}"),
+        cancel_task_queue=lambda queue: done.append(f"-{queue}"),
+    )
+    gate = gate_of(consumer, "a", "b")
+    for open_ in (False, True, False, True):
+        gate(open_)
+    while pending:
+        pending.pop()()
+    assert done[-2:] == ["+a", "+b"]
+    assert not any(said.startswith("-") for said in done)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 GOOD = """\
 version: 1
 tiers:
-  realtime: {slo_ms: 1000, window: 60s}
+  realtime: {slo: {max_latency_ms: 1000}, window: 60s}
   bulk: {window: 24h}
 categories: [chat, code]
 deployments:
@@ -33,6 +33,9 @@ deployments:
     price: {input_usd_per_1m: 0.10, output_usd_per_1m: 0.40}
     quality: 0.5
 """
+
+TIERS = "  realtime: {slo: {max_latency_ms: 1000}, window: 60s}\n  bulk: {window: 24h}\n"
+SLO = "slo: {max_latency_ms: 1000}"
 
 SHIPPED = [ROOT / "tieryard" / "local.yaml", ROOT / "deploy" / "tieryard.yaml", CATALOGS / "instant.yaml"]
 
@@ -64,11 +67,26 @@ def refused(text: str) -> CatalogError:
 FAULTS = [
     ("version: 1", "version: 2", 1, "version", "1"),
     ("version: 1\n", "", 1, "version", "is required"),
-    ("tiers:\n  realtime: {slo_ms: 1000, window: 60s}\n  bulk: {window: 24h}\n", "", 1, "tiers", "is required"),
-    ("  realtime: {slo_ms: 1000, window: 60s}\n  bulk: {window: 24h}\n", "  {}\n", 2, "tiers", "at least 1"),
-    ("slo_ms: 1000", "slo_ms: fast", 3, "tiers.realtime.slo_ms", "integer"),
-    ("slo_ms: 1000", "slo_ms: 0", 3, "tiers.realtime.slo_ms", "greater than 0"),
-    ("slo_ms: 1000", "slo: 1000", 3, "tiers.realtime.slo", "not a known field"),
+    (f"tiers:\n{TIERS}", "", 1, "tiers", "is required"),
+    (TIERS, "  {}\n", 2, "tiers", "at least 1"),
+    (SLO, "slo: {max_latency_ms: fast}", 3, "tiers.realtime.slo.max_latency_ms", "number"),
+    (SLO, "slo: {max_latency_ms: 0}", 3, "tiers.realtime.slo.max_latency_ms", "greater than 0"),
+    (SLO, "slo: {max_cost_per_1k: -1}", 3, "tiers.realtime.slo.max_cost_per_1k", "greater than or equal to 0"),
+    (SLO, "slo: {deadline: soon}", 3, "tiers.realtime.slo.deadline", "a duration such as '90s'"),
+    (SLO, "slo: {latency_ms: 10}", 3, "tiers.realtime.slo.latency_ms", "not a known field"),
+    (SLO, "slo: 1000", 3, "tiers.realtime.slo", "valid dictionary"),
+    (SLO, "slo_ms: 1000", 3, "tiers.realtime.slo_ms", "is `slo.max_latency_ms` now"),
+    (SLO, "ttft_ms: 300", 3, "tiers.realtime.ttft_ms", "is `slo.max_ttft_ms` now"),
+    (SLO, "slo: {min_quality: 2}", 3, "tiers.realtime.slo.min_quality", "less than or equal to 1"),
+    (SLO, "slo: {min_quality: {share: 2, of: small}}", 3, "tiers.realtime.slo.min_quality.share", "equal to 1"),
+    (SLO, "slo: {min_quality: {share: 0.9, of: none}}", 3, "tiers.realtime.slo.min_quality.of",
+     "'none' is not a deployment"),
+    ("revision: abc", "revision: Main", 9, "deployments.small.revision", "or set allow_floating: true"),
+    ("url: \"http://vllm:8000\"", "url: \"http://vllm:8000\", key_env: sk-1", 11, "deployments.small.engine.key_env",
+     "pattern"),
+    ("url: \"http://vllm:8000\"", "url: \"http://vllm:8000\", limits: {requests_per_minute: 0}", 11,
+     "deployments.small.engine.limits.requests_per_minute", "greater than 0"),
+    ("quality: 0.5", "gpus: 0", 17, "deployments.small.gpus", "greater than or equal to 1"),
     ("window: 24h", "window: a day", 4, "tiers.bulk.window", "a duration such as '90s'"),
     ("window: 24h", "window: 24", 4, "tiers.bulk.window", "a duration such as '90s'"),
     ("window: 24h", "window: 0s", 4, "tiers.bulk.window", "greater than"),
@@ -93,7 +111,58 @@ FAULTS = [
     ("0.40", ".nan", 16, "deployments.small.price.output_usd_per_1m", "finite"),
     ("quality: 0.5", "quality: 50", 17, "deployments.small.quality", "less than or equal to 1"),
     ("quality: 0.5", "capabilities: [vision]", 17, "deployments.small.capabilities.0", "'json_schema', 'tools' or"),
+]  # fmt: skip
+
+
+ROUTING = """\
+routing:
+  weights: {quality: 0.6}
+  floors: {code: 0.5}
+  exploration: {share: 0.02, tiers: [bulk]}
+  shadows:
+    - {of: small, to: large, share: 0.1}
+  policies:
+    acme: {models: [small], min_quality: 0.4}
+"""
+LARGE = GOOD.split("deployments:\n")[1].replace("small", "large")
+# As above; the section begins on line 29, behind two deployments.
+ROUTING_FAULTS = [
+    ("{quality: 0.6}", "{quality: 0, cost: 0, latency: 0}", 30, "routing.weights", "must be above 0"),
+    ("{quality: 0.6}", "{quality: -1}", 30, "routing.weights.quality", "greater than or equal to 0"),
+    ("{code: 0.5}", "{poems: 0.5}", 31, "routing.floors.poems", "'poems' is not a category"),
+    ("{code: 0.5}", "{code: 5}", 31, "routing.floors.code", "less than or equal to 1"),
+    ("[bulk]", "[batch]", 32, "routing.exploration.tiers.0", "'batch' is not a tier"),
+    ("share: 0.02", "share: 0.5", 32, "routing.exploration.share", "less than or equal to 0.2"),
+    ("of: small", "of: none", 34, "routing.shadows.0.of", "'none' is not a deployment"),
+    ("to: large", "to: none", 34, "routing.shadows.0.to", "'none' is not a deployment"),
+    ("to: large", "to: small", 34, "routing.shadows.0.to", "is where the jobs go anyway"),
+    ("[small]", "[small, none]", 36, "routing.policies.acme.models.1", "'none' is not a deployment"),
+    ("[small]", "[]", 36, "routing.policies.acme.models", "at least 1"),
+    ("weights:", "wights:", 30, "routing.wights", "not a known field"),
 ]
+
+
+def test_routing_is_read_whole() -> None:
+    routing = parse_catalog(GOOD + LARGE + ROUTING).routing
+    assert (routing.weights.quality, routing.weights.cost) == (0.6, 0.3)
+    assert routing.floors == {"code": 0.5}
+    assert routing.policies["acme"].models == ["small"]
+
+
+@pytest.mark.parametrize(("good", "bad", "line", "field", "message"), ROUTING_FAULTS)
+def test_a_fault_of_the_routing_is_refused(good: str, bad: str, line: int, field: str, message: str) -> None:
+    assert ROUTING.count(good) == 1
+    error = refused(GOOD + LARGE + ROUTING.replace(good, bad))
+    assert (error.line, error.param) == (line, field), error.message
+    assert f"t.yaml:{line}: {field}: " in error.message
+    assert message in error.message
+
+
+@pytest.mark.parametrize("revision", ["main", "master", "latest", "HEAD", "stable", "nightly"])
+def test_a_revision_that_moves_is_refused_unless_it_is_meant(revision: str) -> None:
+    moving = GOOD.replace("revision: abc", f"revision: {revision}")
+    assert (refused(moving).line, refused(moving).param) == (9, "deployments.small.revision")
+    assert parse_catalog(moving + "    allow_floating: true\n").deployments["small"].revision == revision
 
 
 @pytest.mark.parametrize(("good", "bad", "line", "field", "message"), FAULTS)
@@ -102,9 +171,8 @@ def test_a_fault_is_refused_with_its_line_field_and_expectation(
 ) -> None:
     assert GOOD.count(good) == 1
     error = refused(GOOD.replace(good, bad))
-    row = next((r for r in error.message.splitlines() if r.startswith(f"t.yaml:{line}: {field}: ")), "")
-    assert row, error.message
-    assert message in row
+    rows = [r for r in error.message.splitlines() if r.startswith(f"t.yaml:{line}: {field}: ")]
+    assert any(message in row for row in rows), error.message
     assert error.line is not None
 
 
@@ -248,6 +316,14 @@ def test_a_fault_of_a_vllm_or_an_adapter_is_refused(good: str, bad: str, line: i
     row = next((r for r in error.message.splitlines() if r.startswith(f"t.yaml:{line}: {field}: ")), "")
     assert row, error.message
     assert message in row
+
+
+def test_a_quantization_that_contradicts_the_flags_is_refused() -> None:
+    flagged = VLLM.replace("middleware: [a, b]", "quantization: fp8")
+    assert parse_catalog(flagged.replace("revision: abc", "revision: abc\n    quantization: fp8"))
+    error = refused(flagged.replace("revision: abc", "revision: abc\n    quantization: awq"))
+    assert (error.line, error.param) == (8, "deployments.base.quantization")
+    assert "'awq' is not the engine's flags.quantization, 'fp8'" in error.message
 
 
 def test_an_attached_vllm_may_host_an_adapter_and_no_other_server() -> None:

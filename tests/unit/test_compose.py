@@ -330,11 +330,9 @@ def test_the_pages_second_engine_has_its_own_gpu_url_and_worker():
     assert not set(device["device_ids"]) & {gpu for name in CATALOG.deployments for gpu in gpus(f"vllm-{name}")}
     assert more["infer-small-2"]["depends_on"]["vllm-small-2"] == {"condition": "service_healthy"}
     assert more["api"]["depends_on"]["vllm-small-2"] == {"condition": "service_started"}
-    [copy] = more["infer-small-2"]["volumes"]
-    [(pattern, url, source, made)] = re.findall(r"sed 's\|(.*?)\|(.*?)\|' (\S+) > (\S+)", page)
-    assert (source, url) == ("deploy/tieryard.yaml", "http://vllm-small-2:8000")
-    assert copy == f"./{made}:/etc/tieryard/tieryard.yaml:ro"
-    assert pattern == CATALOG.deployments["small"].engine.url
+    [where, url] = more["infer-small-2"]["command"][-2:]
+    assert more["infer-small-2"]["command"][:-2] == COMMANDS["infer-small"]
+    assert (where, url) == ("--url", CATALOG.deployments["small"].engine.url.replace("small", "small-2"))
 
 
 @pytest.mark.parametrize("name", sorted(CATALOG.deployments))
@@ -350,7 +348,7 @@ def test_its_tokenizer_is_fetched_to_where_the_catalog_looks(name: str):
 
 
 def test_the_catalog_offers_the_tiers_and_categories_of_the_design():
-    assert {name: tier.slo_ms for name, tier in CATALOG.tiers.items()} == {
+    assert {name: tier.slo.max_latency_ms for name, tier in CATALOG.tiers.items()} == {
         "realtime": 1000,
         "interactive": 5000,
         "batch": 60000,

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from api.app import create_app
 from tieryard import catalog, errors
 from tieryard.catalog import parse_catalog
+from tieryard.catalog.base import Strict
 from tieryard.cli.main import cli
 from tieryard.metrics import Gauge
 from tieryard.requests import JobCreate
@@ -29,11 +30,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
-MODELS = {
-    name: model
-    for name, model in vars(catalog).items()
-    if isinstance(model, type) and issubclass(model, catalog._Strict) and model is not catalog._Strict
-}
+MODELS = {name: model for name, model in vars(catalog).items() if isinstance(model, type) and issubclass(model, Strict)}
 
 
 def page(name: str) -> str:

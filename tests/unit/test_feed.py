@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import factories as make
+from tieryard.routing import Profile
 from tieryard.store.batches import OpenBatch
 from workers import feed
-from workers.feed import Rate, finished_since, floors, share_out
+from workers.feed import Rate, finished_since, floors, needed_tps, room_for, share_out, usual_length
 
 room = st.integers(min_value=-10, max_value=6000)
 
@@ -134,3 +136,28 @@ def test_every_tenants_first_batches_move_whatever_the_room(found: list[OpenBatc
         for batch in [b for b in found if b.tenant_id == tenant][:16]:
             assert granted.get(batch.id, 0) == max(0, min(64 - batch.outstanding, batch.releasable))
     assert all(0 < n <= 64 for n in granted.values())
+
+
+def test_jobs_that_rest_take_no_room_up_to_a_bound() -> None:
+    batch = make.open_batch(1, released_to=512, outstanding=512, resting=500)
+    assert room_for([batch], 512) == 500
+    assert room_for([replace(batch, resting=0)], 512) == 0
+    assert room_for([replace(batch, outstanding=20_000, resting=20_000)], 512) == 0
+
+
+def test_the_rate_that_deadlines_need_is_that_of_the_tightest() -> None:
+    now = make.soon(0)
+    soon = make.open_batch(1, total=100, released_to=60, outstanding=20, deadline=now + timedelta(seconds=60))
+    later = make.open_batch(2, total=1000, deadline=now + timedelta(seconds=120))
+    assert needed_tps([soon], 10, now) == pytest.approx(60 * 10 / 60)
+    assert needed_tps([soon, later], 10, now) == pytest.approx(1060 * 10 / 120)
+    assert needed_tps([soon, replace(later, deadline=now + timedelta(hours=9))], 10, now) == pytest.approx(10)
+    assert needed_tps([replace(soon, deadline=now - timedelta(hours=1))], 10, now) == 600  # late: as soon as it can be
+    assert needed_tps([replace(soon, stopping=True)], 10, now) == 0 == needed_tps([], 10, now)
+
+
+def test_the_usual_length_weighs_what_is_seen_often_and_says_nothing_of_nothing() -> None:
+    often, once = Profile(10_000, 1.0, output_tokens=20.0), Profile(1, 1.0, output_tokens=3000.0)
+    assert usual_length({"one": {"chat": often}, "two": {"code": once}}) == pytest.approx((144 * 20 + 3000) / 145)
+    assert usual_length({"one": {"chat": Profile(5, 1.0)}}) is None
+    assert usual_length({}) is None

@@ -175,3 +175,17 @@ def test_what_was_taken_for_its_key_does_not_stay() -> None:
         box.pop(50, realtime=0)
     assert len(box._heap) < 400
     assert sum(map(len, box._alike.values())) == 100
+
+
+def test_what_is_taken_out_goes_back_to_its_place():
+    box = Inbox(within_s=4.0)
+    box.push("bulk", 5.0, [(10, 3, 7)])
+    box.push("batch", 2.0, [(20, 2, 0), (30, 1, 7)])
+    box.push("realtime", 9.0, [(1, 1, 0)])
+    taken = box.take_out(5)
+    assert taken == [("realtime", 9.0, (1, 1, 0)), ("batch", 2.0, (20, 2, 0)), ("batch", 2.0, (30, 1, 7)),
+                     ("bulk", 5.0, (10, 1, 7))]  # fmt: skip
+    assert (len(box), box.realtime) == (2, 0)
+    for tier, due, run in taken[1:]:
+        box.push(tier, due, [run])
+    assert sorted(box.pop(9, realtime=0)) == [10, 11, 12, 20, 21, 30]

@@ -17,7 +17,7 @@ from tieryard.snapshots import Snapshots
 
 HOST = """
 version: 1
-tiers: {realtime: {slo_ms: 1000, window: 60s}, interactive: {slo_ms: 5000, window: 5m}}
+tiers: {realtime: {slo: {max_latency_ms: 1000}, window: 60s}, interactive: {slo: {max_latency_ms: 5000}, window: 5m}}
 categories: [chat]
 deployments:
   base:

@@ -165,3 +165,25 @@ def test_a_restarted_server_is_given_the_ceiling_again():
     steering.restarted()
     assert steering.limit == 64
     assert steering.observe(Load(running=0, waiting=0, kv_usage=0, preemptions=0), now=9) is None
+
+
+def test_refusals_of_a_provider_halve_the_limit_once_a_round_trip():
+    steering = Steering(64, floor=3)
+    cuts = [steering.refused(began=began, now=10.0) for began in (9.0, 9.1, 9.2)]
+    assert [cut and cut.limit for cut in cuts] == [32, None, None]
+    assert steering.refused(began=9.9, now=11.0) is None, "it was under way at the cut"
+    assert [steering.refused(began=n, now=n).limit for n in range(12, 17)] == [16, 8, 4, 3, 3]
+
+
+def test_answers_of_a_provider_raise_the_limit_by_one_a_round_trip():
+    steering = Steering(64)
+    steering.refused(began=0.0, now=1.0)
+    for _ in range(32):
+        steering.answered()
+    assert steering.limit == 32
+    for _ in range(2):
+        steering.answered()
+    assert steering.limit == 33
+    for _ in range(10_000):
+        steering.answered()
+    assert steering.limit == 64

@@ -23,8 +23,8 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CATALOG = """
 version: 1
 tiers:
-  realtime: {slo_ms: 1000, window: 60s}
-  batch: {slo_ms: 60000, slo_from: claimed, window: 24h}
+  realtime: {slo: {max_latency_ms: 1000}, window: 60s}
+  batch: {slo: {max_latency_ms: 60000}, slo_from: claimed, window: 24h}
 categories: [extraction, classification, summarization, reasoning, code, chat]
 deployments: %s
 """

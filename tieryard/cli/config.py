@@ -1,20 +1,158 @@
-"""`tieryard config`: the catalog."""
+"""`tieryard config`: checks the catalog, compares it with the one in force, applies it, and goes back to earlier ones.
+Works on the database itself."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from tieryard.catalog import load_catalog
+from tieryard.catalog import Catalog, load_catalog, parse_catalog
+from tieryard.catalog.advice import advice
+from tieryard.catalog.changes import changes, needs
+from tieryard.catalog.reading import line_of, read_text
+from tieryard.catalog.schema import json_schema
+from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.tables import table
+from tieryard.errors import CatalogError
+from tieryard.store import Store, catalogs
+from tieryard.store.catalogs import Version
 
-cli = typer.Typer(help="Check the catalog.", no_args_is_help=True)
+cli = typer.Typer(help="Check, compare and apply the catalog; go back to an earlier one.", no_args_is_help=True)
+
+FileArgument = Annotated[Path, typer.Argument(help="A tieryard.yaml.")]
+_DEFAULT = Path("tieryard.yaml")
 
 
 @cli.command()
-def check(file: Annotated[Path, typer.Argument(help="A tieryard.yaml.")] = Path("tieryard.yaml")) -> None:
-    """Reads a catalog and says what is wrong with it: line, field, what was expected."""
-    catalog = load_catalog(file)
+def check(file: FileArgument = _DEFAULT) -> None:
+    """Reads a catalog and says what is wrong with it: line, field, what was expected. What is only unlike what its size
+    classes usually cost and need is said too, and refuses nothing."""
+    text = read_text(file)
+    catalog = parse_catalog(text, name=str(file))
     tiers, deployments = len(catalog.tiers), len(catalog.deployments)
-    typer.echo(f"{file}: valid ({tiers} tiers, {deployments} deployments), version {catalog.hash()}")
+    typer.echo(f"{file}: valid ({tiers} tiers, {deployments} deployments), hash {catalog.hash()}")
+    rows = [(line_of(text, found.at), found.field, found.message) for found in advice(catalog)]
+    for line, field, message in sorted(rows):
+        typer.echo(f"{file}:{line}: {field}: {message}")
+
+
+@cli.command()
+def diff(
+    file: FileArgument = _DEFAULT,
+    version: Annotated[int | None, typer.Option(help="Compare with this version. Default: the one in force.")] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Shows what a catalog would change, field by field, and what that needs."""
+    wanted = load_catalog(file)
+    with database(data_dir) as store:
+        base = catalogs.newest(store) if version is None else catalogs.version(store, version)
+    if base is None:
+        typer.echo(f"no catalog is in force yet; {file} would be version 1")
+    else:
+        _show(base, _parsed(base), wanted, file.name)
+
+
+@cli.command()
+def apply(
+    file: FileArgument = _DEFAULT,
+    note: Annotated[str | None, typer.Option(help="Why, for the list of versions.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Puts a catalog in force: running processes take it over within seconds, without a restart."""
+    text = read_text(file)
+    wanted = parse_catalog(text, name=str(file))
+    with database(data_dir) as store:
+        base = catalogs.newest(store)
+        if base is not None:
+            _show_readable(base, wanted, file.name)
+        if not dry_run:
+            _apply(store, text, wanted, note=note)
+
+
+@cli.command()
+def versions(
+    limit: Annotated[int, typer.Option(min=1, help="Newest first, so many at most.")] = 20,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Lists the catalogs that were applied, newest first: the first one is in force."""
+    with database(data_dir) as store:
+        found = catalogs.versions(store, limit=limit)
+    rows = [
+        [
+            str(v.number),
+            v.hash,
+            f"{v.applied_at:%Y-%m-%d %H:%M:%S}",
+            str(v.rolled_back_to) if v.rolled_back_to is not None else "",
+            v.note or "",
+        ]
+        for v in found
+    ]
+    headers = ("version", "hash", "applied (UTC)", "is again", "note")
+    Console().print(table(headers, rows, right=("version", "is again"), folds=("note",)))
+
+
+@cli.command()
+def rollback(
+    version: Annotated[int, typer.Argument(help="The version to apply again, as `versions` shows it.")],
+    note: Annotated[str | None, typer.Option(help="Why, for the list of versions.")] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Applies an earlier version again, as a new one."""
+    with database(data_dir) as store:
+        earlier, base = catalogs.version(store, version), catalogs.newest(store)
+        wanted = _parsed(earlier)
+        if base is not None:
+            _show_readable(base, wanted, f"version {version}")
+        _apply(store, earlier.body, wanted, note=note, rolled_back_to=version)
+
+
+@cli.command()
+def schema() -> None:
+    """Prints the catalog's JSON Schema, for editors that check and complete YAML."""
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+def _apply(
+    store: Store, text: str, wanted: Catalog, *, note: str | None = None, rolled_back_to: int | None = None
+) -> None:
+    applied = catalogs.apply(
+        store, text, name=wanted.hash(), tiers=wanted.tiers, note=note, rolled_back_to=rolled_back_to
+    )
+    number = applied.version.number
+    typer.echo(f"version {number} is in force" if applied.new else f"version {number} is this already: nothing to do")
+
+
+def _parsed(version: Version) -> Catalog:
+    """Raises CatalogError where this software no longer reads it."""
+    return parse_catalog(version.body, name=f"version {version.number}")
+
+
+def _show_readable(base: Version, wanted: Catalog, name: str) -> None:
+    """What is in force may be of another software's format: that must not keep a good catalog out."""
+    try:
+        old = _parsed(base)
+    except CatalogError:
+        typer.echo(f"version {base.number}, in force, is not readable by this software: no differences are shown")
+    else:
+        _show(base, old, wanted, name)
+
+
+def _show(base: Version, old: Catalog, wanted: Catalog, name: str) -> None:
+    found = changes(old, wanted)
+    if not found:
+        typer.echo(f"{name} says what version {base.number} says")
+        return
+    rows = [(change.field, _cell(change.before), _cell(change.after)) for change in found]
+    headers = ("field", f"version {base.number}", name)
+    Console().print(table(headers, rows, folds=headers[1:]))
+    for need in needs(old, wanted):
+        typer.echo(f"- {need}")
+
+
+def _cell(value: str | None) -> str:
+    return "–" if value is None else value

@@ -10,6 +10,7 @@ import redis
 import typer
 from rich.console import Console
 
+from tieryard.breakers import Breaker
 from tieryard.catalog import Catalog
 from tieryard.cli.fleet import DataDirOption, database, live_metrics
 from tieryard.cli.tables import printable, table
@@ -30,14 +31,17 @@ def deployments(
     hours: Annotated[float, typer.Option(min=0.1, max=24 * 366, help="Of starts, for the prefix caches.")] = 24,
 ) -> None:
     """Shows every deployment's replicas (engine state, in-flight limit, load, KV cache), what keeps those that do not
-    serve from it, and what prefix caches saved. Exit code 1 if any does not serve, or the database does not answer."""
+    serve from it, whom a provider's limits or a circuit breaker hold back, and what prefix caches saved. Exit code 1 if
+    any does not serve, or the database does not answer."""
     try:
         with live_metrics(data_dir) as (metrics, catalog):
             found = replicas(metrics, catalog)
+            breakers = {name: metrics.breaker(name, catalog) for name in catalog.deployments}
     except redis.RedisError as error:
         raise TieryardError(f"Redis does not answer: {error}") from error
     console = Console()
     _show_replicas(console, found)
+    _show_breakers(console, breakers)
     try:
         with database(data_dir) as store:
             caches = reads.prefix_cache(store, since=datetime.now(tz=UTC) - timedelta(hours=hours))
@@ -67,6 +71,15 @@ def _show_replicas(console: Console, found: Found) -> None:
         if replica is not None and replica.why:
             said = f"{name}, worker {replica.worker_id}: {printable(replica.why)}"
             console.print(said, markup=False, highlight=False)
+    for name, why in {name: replica.held for name, replica in found if replica is not None and replica.held}.items():
+        console.print(f"{name}: held; {why}", markup=False, highlight=False)
+
+
+def _show_breakers(console: Console, breakers: dict[str, Breaker]) -> None:
+    for name, breaker in breakers.items():
+        refused = f"its provider refused {breaker.refused:,} requests (429) of late" if breaker.refused else ""
+        if said := "; ".join(part for part in (breaker.why, refused) if part):
+            console.print(f"{name}: {said}", markup=False, highlight=False)
 
 
 def replicas(metrics: Metrics, catalog: Catalog) -> Found:

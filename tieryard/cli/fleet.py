@@ -14,9 +14,10 @@ import sqlalchemy.exc
 import typer
 
 from tieryard.catalog import Catalog, load_catalog
-from tieryard.errors import UserError
+from tieryard.errors import StoreError, UserError
+from tieryard.in_force import parse
 from tieryard.metrics import Metrics
-from tieryard.store import Store
+from tieryard.store import Store, catalogs
 from tieryard.store.migrate import is_current
 from tieryard.supervisor import RUNNING
 
@@ -47,7 +48,7 @@ def database(data_dir: Path | None) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def live_metrics(data_dir: Path | None) -> Iterator[tuple[Metrics, Catalog]]:
-    """The fleet's live metrics and its catalog. Raises UserError."""
+    """The fleet's live metrics and the catalog in force; the file's, where no database tells. Raises UserError."""
     given = {"redis_url": os.environ.get("TIERYARD_REDIS_URL"), "catalog": os.environ.get("TIERYARD_CATALOG")}
     found = given if data_dir is None else _embedded(data_dir)
     url, catalog = found["redis_url"], found["catalog"]
@@ -58,7 +59,16 @@ def live_metrics(data_dir: Path | None) -> Iterator[tuple[Metrics, Catalog]]:
     except ValueError:
         raise UserError("TIERYARD_REDIS_URL is no redis://… URL") from None  # not quoted: it may have a password
     with client:
-        yield Metrics(client), load_catalog(Path(catalog))
+        yield Metrics(client), _in_force(data_dir) or load_catalog(Path(catalog))
+
+
+def _in_force(data_dir: Path | None) -> Catalog | None:
+    try:
+        with database(data_dir) as store:
+            version = catalogs.newest(store)
+    except (UserError, StoreError):
+        return None
+    return parse(version) if version is not None else None
 
 
 def _embedded(data_dir: Path) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tieryard.cli.candidates import show_decision
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
 from tieryard.cli.tables import printable, table
 from tieryard.errors import UserError
@@ -64,6 +65,20 @@ def cancel(
     typer.echo(f"{job}: {'asked to stop' if state == 'running' else state}")
 
 
+@cli.command()
+def score(
+    job: Annotated[str, typer.Argument(help="A job's id, such as job_42.")],
+    score: Annotated[float, typer.Argument(min=0, max=1, help="How good its answer was: 0 is useless, 1 is perfect.")],
+    source: Annotated[str, typer.Option(help="Who says so; each has one word on a job.")] = "caller",
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """Tells how good a job's answer was. The router learns from it."""
+    _refuse_batch(job, f"tieryard jobs list --batch {job}")
+    kept = Client(url).post(f"/v1/jobs/{job}/outcome", json={"score": score, "source": source})
+    expected = "" if kept["predicted"] is None else f"; {kept['predicted']:.2f} was expected"
+    typer.echo(f"{job}: {kept['score']:g} for {kept['deployment'] or 'an answer used again'}{expected}")
+
+
 def _refuse_batch(job: str, instead: str) -> None:
     """Raises UserError for a batch's id: `submit` prints no other, so it is what is at hand."""
     if job.startswith("batch_"):
@@ -90,20 +105,7 @@ def _show_job(console: Console, job: dict[str, Any]) -> None:
 
 def _show_decision(console: Console, decision: dict[str, Any]) -> None:
     console.rule(f"routed {_time(decision['decided_at'])}: {decision['deployment'] or 'nowhere'}", align="left")
-    console.print(f"because {decision['reason']}", markup=False)
-    features = decision["features"]
-    if features:
-        text = features["text"]
-        shown = f"category {text['category']}, wants {text['wanted']} ({text['cue']}), {text['words']} words"
-        needs = f", needs {', '.join(features['needs'])}" if features["needs"] else ""
-        console.print(f"features: {shown}, max_tokens {features['max_tokens']}{needs}", markup=False)
-    if decision["candidates"]:
-        figures = ("prompt tokens", "expected USD")
-        rows = [
-            (c["name"], f"{c['prompt_tokens']:,}", c["expected_cost_usd"], "chosen" if c["chosen"] else c["why"])
-            for c in decision["candidates"]
-        ]
-        console.print(table(("candidate", *figures, "verdict"), rows, right=figures, folds=("candidate", "verdict")))
+    show_decision(console, decision)
 
 
 def _show_starts(console: Console, starts: list[dict[str, Any]]) -> None:

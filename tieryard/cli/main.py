@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from tieryard import __version__
-from tieryard.cli import config, deployments, doctor, jobs, keys, plan, submit, tenants, up
+from tieryard.cli import config, deployments, doctor, jobs, keys, plan, route, router, submit, tenants, up
 from tieryard.errors import TieryardError, UserError
 
 cli = typer.Typer(
@@ -24,6 +24,8 @@ cli.command()(doctor.doctor)
 cli.command()(plan.plan)
 cli.command()(up.migrate)
 cli.add_typer(jobs.cli, name="jobs")
+cli.add_typer(route.cli, name="route")
+cli.add_typer(router.cli, name="router")
 cli.add_typer(config.cli, name="config")
 cli.add_typer(keys.cli, name="keys")
 cli.add_typer(tenants.cli, name="tenants")

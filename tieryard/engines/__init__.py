@@ -42,11 +42,13 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a stream. `fingerprint` is what the server says of its build and weights."""
+    """The end of a stream. `fingerprint` is what the server says of its build and weights, `model` what it says that
+    it has answered with."""
 
     finish_reason: str
     usage: Usage
     fingerprint: str | None = None
+    model: str | None = None
 
 
 Stream = AsyncGenerator[Delta | Done, None]

@@ -18,6 +18,7 @@ import httpx
 import orjson
 from httpx_aiohttp import AiohttpTransport
 
+from tieryard.catalog import OWN_SERVERS
 from tieryard.engines import Delta, Done, Stream, Usage, vetting
 from tieryard.engines.load import Load, read_load
 from tieryard.engines.sse import events, parts
@@ -37,12 +38,16 @@ _RUNNING_USAGE: dict[str, dict[str, Any]] = {
     "vllm": {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
     "llama_cpp": {"stream_options": {"include_usage": True}, "timings_per_token": True},
     "openai": {"stream_options": {"include_usage": True}},
+    "mistral": {},  # says it unasked, and refuses what it does not know
 }
+_OPENAI_HOSTS = ("api.openai.com", ".openai.azure.com")
 # llama.cpp closes the connection after each stream and does not say so; a request sent on it again would be lost.
 _HEADERS: dict[str, dict[str, str]] = {"llama_cpp": {"connection": "close"}}
 _TOO_LARGE = re.compile(r"input \(\d+ tokens\) is too large to process")  # llama.cpp's words, with a 500
 _VECTOR = re.compile(rb'"embedding"\s*:\s*(\[[^][{}"]*\])')
 _LARGE_BYTES = 2**20  # of a body: below, reading it takes a few milliseconds
+_NO_KEY = (401, 403)
+_HOSTED_S = 5.0
 _ASIDE_S = 10.0  # for a question beside the completions
 _KEEPALIVE_S = 4.0  # below uvicorn's 5 s, or the server may close a connection just as a request goes out on it
 
@@ -57,20 +62,25 @@ class OpenAIHttpEngine:
         model: str,
         server: str = "vllm",
         key: str | None = None,
+        missing: str = "",
         connections: int = 512,
         read_timeout_s: float = 120.0,
     ) -> None:
         self.url = url.rstrip("/")
+        self._missing = missing
         self._model = model
         self._server = server
         self._options = _RUNNING_USAGE[server]
+        # OpenAI's newer models refuse the older name; most servers that speak its protocol know no other.
+        self._renames_limit = server == "openai" and (httpx.URL(url).host or "").endswith(_OPENAI_HOSTS)
         self._headers = _HEADERS.get(server, {}) | ({"authorization": f"Bearer {key}"} if key else {})
         self._connections = connections
         self._timeout = httpx.Timeout(connect=5.0, read=read_timeout_s, write=30.0, pool=None)
         self._client: httpx.AsyncClient | None = None
 
     async def start(self) -> None:
-        """Waits until the server answers. Raises EngineDownError after 30 s of refusals."""
+        """Waits until the server answers. Raises EngineDownError after 30 s of refusals, or for want of its key."""
+        self._check_key()
         last = "no answer"
         try:
             async with asyncio.timeout(30):
@@ -84,17 +94,27 @@ class OpenAIHttpEngine:
         if self._server != "llama_cpp" and served and self._model not in served:  # llama.cpp answers to any name
             raise EngineDownError(f"{self.url} serves {', '.join(sorted(served)[:5])}, not '{self._model}'", sent=False)
 
+    def _check_key(self) -> None:
+        if self._missing:
+            raise EngineDownError(self._missing, sent=False)
+
     async def healthy(self) -> bool:
         return (await self._served())[0] is not None
 
     async def _served(self) -> tuple[set[str] | None, str]:
         """The names of the models served, empty where the server does not say; None, and why, when it is not well."""
+        hosted = self._server not in OWN_SERVERS
         try:
-            answer = await self._http().get(f"{self.url}/v1/models", timeout=2.0)
+            answer = await self._http().get(f"{self.url}/v1/models", timeout=_HOSTED_S if hosted else 2.0)
+            if hosted and answer.status_code in _NO_KEY:  # its list may want another kind of key than its completions
+                nothing = {"model": self._model, "messages": []}
+                answer = await self._http().post(f"{self.url}{CHAT}", json=nothing, timeout=_HOSTED_S)
         except (httpx.HTTPError, RuntimeError) as error:
             return None, type(error).__name__
         if not answer.is_success:
-            return None, f"HTTP {answer.status_code}"
+            # A hosted API that lists no models, or not so often, is well; one that refuses the key is not.
+            spared = hosted and answer.status_code < 500 and answer.status_code not in _NO_KEY
+            return (set() if spared else None), f"HTTP {answer.status_code}"
         listed = _json(answer.content).get("data")
         return {str(m.get("id")) for m in listed if isinstance(m, dict)} if isinstance(listed, list) else set(), "ok"
 
@@ -140,14 +160,17 @@ class OpenAIHttpEngine:
 
     async def _generate(self, endpoint: Endpoint, body: dict[str, Any]) -> Stream:
         request = {"model": self._model, **body, **self._options, "stream": True, "n": 1}
+        if self._renames_limit and endpoint == CHAT and "max_tokens" in request:
+            request["max_completion_tokens"] = request.pop("max_tokens")
         if self._server == "llama_cpp" and endpoint == COMPLETIONS:
             request |= _llama_cpp_schema(body)
-        finish_reason, usage, fingerprint, written = None, None, None, 0
+        finish_reason, usage, fingerprint, model, written = None, None, None, None, 0
         async with self._open(endpoint, request) as response, contextlib.aclosing(events(response)) as chunks:
             async for chunk in chunks:
                 if error := chunk.get("error"):
                     raise _translate(chunk, _status(error))
                 fingerprint = chunk.get("system_fingerprint") or fingerprint
+                model = chunk.get("model") or model
                 running = _usage(chunk)
                 usage = running if chunk.get("usage") else usage
                 for choice in chunk.get("choices") or ():
@@ -158,7 +181,7 @@ class OpenAIHttpEngine:
                         yield Delta(text, running, extra)
         if usage is None or finish_reason is None:
             raise EngineDownError("the stream ended without a finish reason and usage")
-        yield Done(finish_reason, usage, fingerprint)
+        yield Done(finish_reason, usage, fingerprint, model)
 
     async def _embed(self, body: dict[str, Any]) -> Stream:
         request = {"model": self._model, **body, "encoding_format": "float"}
@@ -172,7 +195,7 @@ class OpenAIHttpEngine:
         if size is not None and len(vectors[0]) != size:  # llama.cpp takes no notice of what it cannot do
             raise BadRequestError(f"the model gives {len(vectors[0])} dimensions and cannot give {size}")
         yield Delta("", extra={"embeddings": vectors})
-        yield Done("stop", usage, answer.get("system_fingerprint"))
+        yield Done("stop", usage, answer.get("system_fingerprint"), answer.get("model"))
 
     def _http(self) -> httpx.AsyncClient:
         """Made on first use: aiohttp's connector wants a running loop."""
@@ -187,6 +210,7 @@ class OpenAIHttpEngine:
     @contextlib.asynccontextmanager
     async def _open(self, endpoint: Endpoint, request: dict[str, Any]) -> AsyncIterator[httpx.Response]:
         """One POST, its failures translated. Leaving it early closes the connection, which aborts the request."""
+        self._check_key()
         try:
             async with self._http().stream(
                 "POST",
@@ -330,6 +354,9 @@ def _status(error: Any) -> int:
 def _retry_after_s(headers: httpx.Headers | None) -> float | None:
     """Seconds from a Retry-After header, which holds a number or a date; None when it holds neither."""
     wait = headers.get("retry-after", "") if headers else ""
+    exact_ms = headers.get("retry-after-ms", "") if headers else ""
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", exact_ms):  # as OpenAI says it beside the other
+        return float(exact_ms) / 1000
     try:
         seconds = float(wait)
     except ValueError:
@@ -346,6 +373,8 @@ def _translate(body: dict[str, Any], status: int, headers: httpx.Headers | None 
     detail = error if isinstance(error, dict) else body
     message = str(detail.get("message") or error or f"HTTP {status}")[:500]
     kind = f"{detail.get('type') or ''} {detail.get('code') or ''}".lower()  # never the message: it quotes the caller
+    if "insufficient_quota" in kind:  # a 429 of OpenAI's that no wait mends: the account has no money left
+        return EngineDownError(message, status=status, sent=False)
     if status in (429, 503) or "overloaded" in kind:
         return EngineBusyError(message, status=status, retry_after_s=_retry_after_s(headers))
     if _TOO_LARGE.match(message):

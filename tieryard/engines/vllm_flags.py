@@ -49,25 +49,25 @@ def _no_choices(options: str) -> str:
     return re.sub(r"\{.*?\}|\[.*?\]", "", options)
 
 
-async def installed_flags(python: str, cache_dir: Path) -> Flags:
+async def installed_flags(python: str, cache_dir: Path, *, env: Mapping[str, str] | None = None) -> Flags:
     """What the vLLM in this interpreter's environment knows. Raises EngineDownError when there is none. What it starts
-    to find out has ended when it returns, also when it is cancelled."""
+    to find out, with these environment variables, has ended when it returns, also when it is cancelled."""
     try:
         async with asyncio.timeout(_HELP_WITHIN_S):
-            return await _read(python, cache_dir)
+            return await _read(python, cache_dir, env)
     except TimeoutError:
         raise EngineDownError(
             f"vLLM in the environment of {python} did not print its flags in {_HELP_WITHIN_S:g} s", sent=False
         ) from None
 
 
-async def _read(python: str, cache_dir: Path) -> Flags:
-    version = (await _run(python, "--version")).strip()
+async def _read(python: str, cache_dir: Path, env: Mapping[str, str] | None) -> Flags:
+    version = (await _run(python, env, "--version")).strip()
     name = hashlib.sha256(python.encode()).hexdigest()[:16]
     kept = cache_dir / "vllm-flags" / f"{name}.json"
     if (found := _kept(kept, python, version)) is not None:
         return found
-    names = read_help(await _run(python, "serve", "--help=all"))
+    names = read_help(await _run(python, env, "serve", "--help=all"))
     if "max_model_len" not in names:
         raise EngineDownError(f"vLLM {version} in {python} lists no flags in `serve --help=all`", sent=False)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs the next start some seconds
@@ -88,13 +88,14 @@ def _kept(path: Path, python: str, version: str) -> Flags | None:
     return None
 
 
-async def _run(python: str, *arguments: str) -> str:
+async def _run(python: str, env: Mapping[str, str] | None, *arguments: str) -> str:
     """What it prints. Its keeper ends it at once when we are cancelled, and when this process dies."""
     keeper = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tieryard.engines.keeper", "0", python, str(STARTER), *arguments),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        env=env,
         start_new_session=True,
         limit=_MOST_PRINTED,
     )

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -80,14 +80,24 @@ class VllmFacts:
 
 
 class VllmServerEngine:
-    """Serves one deployment of kind `vllm_server`, and its LoRA `adapters` (name → weights) under their own names."""
+    """Serves one deployment of kind `vllm_server`, and its LoRA `adapters` (name → weights) under their own names.
+    `secrets` are environment variables that are not for it to see."""
 
-    def __init__(self, name: str, deployment: Deployment, *, adapters: Mapping[str, str], cache_dir: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        deployment: Deployment,
+        *,
+        adapters: Mapping[str, str],
+        cache_dir: Path,
+        secrets: Collection[str] = (),
+    ) -> None:
         if not isinstance(deployment.engine, VllmEngine):
             raise TypeError(f"deployment '{name}' is not a vllm_server")
         self._deployment, self._spec = deployment, deployment.engine
         self._python = deployment.engine.python or sys.executable
         self._adapters, self._cache_dir = dict(adapters), cache_dir
+        self._secrets = frozenset(secrets)
         self._log = logger(deployment=name)
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._phase: Literal["starting", "serving", "stopping"] = "stopping"
@@ -103,6 +113,10 @@ class VllmServerEngine:
         return self._http.url if self._http is not None else None
 
     @property
+    def _environment(self) -> dict[str, str]:
+        return environment(self._spec.env, python=self._python, secrets=self._secrets)
+
+    @property
     def log_tail(self) -> list[str]:
         """What the server said last."""
         return list(self._lines)
@@ -110,7 +124,7 @@ class VllmServerEngine:
     async def start(self) -> None:
         await self.close()
         async with self._closing:  # whoever closes meanwhile waits for the end of what is asked
-            flags = await installed_flags(self._python, self._cache_dir)
+            flags = await installed_flags(self._python, self._cache_dir, env=self._environment)
         port = _free_port()
         command = serve_command(self._deployment, self._adapters, flags, port=port)
         batched = self._spec.flags.get("max_num_batched_tokens")
@@ -122,7 +136,7 @@ class VllmServerEngine:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment(self._spec.env, python=self._python),
+            env=self._environment,
             start_new_session=True,
         )
         self._ended = asyncio.create_task(self._attend(self._keeper))
@@ -279,10 +293,11 @@ def _is_local(weights: str) -> bool:
     return False
 
 
-def environment(own: Mapping[str, str], *, python: str) -> dict[str, str]:
-    """For vLLM: ours without what is the fleet's alone, with its own programs first on the path. A key that it would
-    demand (`VLLM_API_KEY`) is not passed on: the fleet sends none."""
-    found = {k: v for k, v in os.environ.items() if not k.startswith("TIERYARD_") and k != "VLLM_API_KEY"}
+def environment(own: Mapping[str, str], *, python: str, secrets: Collection[str] = ()) -> dict[str, str]:
+    """For vLLM: ours without what is the fleet's alone (`secrets` too, the keys of other engines), with its own
+    programs first on the path. A key that it would demand (`VLLM_API_KEY`) is not passed on: the fleet sends none."""
+    kept_back = {"VLLM_API_KEY", *secrets}
+    found = {k: v for k, v in os.environ.items() if not k.startswith("TIERYARD_") and k not in kept_back}
     program = shutil.which(python)
     if program is not None:
         found["PATH"] = os.pathsep.join(part for part in (str(Path(program).parent), found.get("PATH")) if part)

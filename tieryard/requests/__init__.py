@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from tieryard.errors import RequestError
-from tieryard.requests.fields import Duration, Metadata, parse_duration, refusal, refuse_nul
+from tieryard.requests.copies import pinned_copy
+from tieryard.requests.fields import Duration, Metadata, Usd, parse_duration, refusal, refuse_nul
 from tieryard.requests.native import JobCreate, Message
 from tieryard.requests.openai import BODIES, BatchCreate, BatchLine, ChatCreate, CompletionCreate, EmbeddingCreate
 from tieryard.requests.request import (
@@ -24,6 +25,7 @@ from tieryard.requests.request import (
     Endpoint,
     Request,
 )
+from tieryard.requests.slo import Relative, Slo, TierSlo
 
 __all__ = [
     "BODIES",
@@ -41,13 +43,18 @@ __all__ = [
     "JobCreate",
     "Message",
     "Metadata",
+    "Relative",
     "Request",
+    "Slo",
+    "TierSlo",
+    "Usd",
     "parse_batch",
     "parse_batch_line",
     "parse_body",
     "parse_duration",
     "parse_job",
     "parse_request",
+    "pinned_copy",
     "read_notes",
     "refusal",
 ]

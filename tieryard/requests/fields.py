@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import timedelta
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
@@ -20,7 +21,10 @@ INT64 = 2**63
 # The escape of a NUL, and not an escaped backslash before "u0000". Neither Postgres nor an engine takes a NUL.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 # Pydantic's words for the members of a union; the caller never wrote them.
-_UNION_MEMBER = re.compile(r"str|constrained-str|url|list\[.*|function-.*|TextPart|RefusalPart|dict\[.*")
+_UNION_MEMBER = re.compile(
+    r"str|constrained-str|float|constrained-float|Relative|timedelta|datetime|url|list\[.*|function-.*|TextPart"
+    r"|RefusalPart|dict\[.*"
+)
 
 
 def parse_duration(value: object) -> object:
@@ -42,6 +46,14 @@ def _positive(duration: timedelta) -> timedelta:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), AfterValidator(_positive)]
+
+
+def _exact(value: object) -> object:
+    """A number read as a float was written as its shortest decimal form."""
+    return repr(float(value)) if isinstance(value, float) else value  # YAML's remember how they were written
+
+
+Usd = Annotated[Decimal, BeforeValidator(_exact), Field(ge=0, max_digits=20, decimal_places=6, strict=False)]
 
 
 def _not_blank(text: str) -> str:

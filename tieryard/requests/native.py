@@ -8,6 +8,7 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, model_validator
 
 from tieryard.requests.fields import INT64, Duration, Metadata, Name, NotBlank, PromptCacheKey, ResponseFormat, Stop
 from tieryard.requests.request import CHAT, DEFAULT_MAX_TOKENS, Request, needs_of
+from tieryard.requests.slo import JobSlo, MaxCost
 
 
 class Message(BaseModel):
@@ -67,6 +68,9 @@ class JobCreate(BaseModel):
         default=None, description="When not final this long after acceptance, the job expires. Default: the tier's."
     )
 
+    slo: JobSlo | None = None
+    max_cost_usd: MaxCost | None = None
+
     @model_validator(mode="after")
     def _one_input(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
@@ -98,4 +102,6 @@ class JobCreate(BaseModel):
             callback_url=str(self.callback_url) if self.callback_url else None,
             completion_window=self.completion_window,
             prompt_cache_key=self.prompt_cache_key,
+            slo=self.slo,
+            max_cost_usd=self.max_cost_usd,
         )

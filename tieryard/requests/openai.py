@@ -43,6 +43,7 @@ from tieryard.requests.request import (
     Request,
     needs_of,
 )
+from tieryard.requests.slo import JobSlo, MaxCost
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
@@ -170,6 +171,9 @@ class _Body(_Open):
         default=None, description="What is asked for, when you know better than the classifier."
     )
 
+    slo: JobSlo | None = None
+    max_cost_usd: MaxCost | None = None
+
     def _passed(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in self._to_engine}
         return {name: value for name, value in found.items() if value not in (None, [])}  # no tools: none given
@@ -186,6 +190,8 @@ class _Body(_Open):
             custom_id=custom_id,
             metadata=self.metadata,
             prompt_cache_key=getattr(self, "prompt_cache_key", None),
+            slo=self.slo,
+            max_cost_usd=self.max_cost_usd,
         )
 
 

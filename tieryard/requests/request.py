@@ -6,9 +6,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, Literal
 
 import orjson
+
+from tieryard.requests.slo import Slo
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 
@@ -27,7 +30,7 @@ _PREFIX_BYTES = 256
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request for one completion. `body` is what an engine is sent, less `model` and streaming options;
-    `input_field` is where the caller wrote the prompt. The last seven are the caller's wishes for the job."""
+    `input_field` is where the caller wrote the prompt. What follows it are the caller's wishes for the job."""
 
     endpoint: Endpoint
     body: dict[str, Any]
@@ -41,6 +44,8 @@ class Request:
     callback_url: str | None = None
     completion_window: timedelta | None = None
     prompt_cache_key: str | None = None
+    slo: Slo | None = None
+    max_cost_usd: Decimal | None = None
 
     @property
     def max_tokens(self) -> int:

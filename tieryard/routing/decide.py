@@ -1,4 +1,4 @@
-"""The decision: filter the candidates, each with a reason, then take the cheapest of the right size.
+"""The decision: filter the candidates, each with a reason; then the lowest expected cost that meets SLO and floor.
 
 `decide` gives the whole decision, every candidate with its numbers. It is what `jobs show` runs again on the
 stored features and snapshot, so an explanation is never a second opinion.
@@ -9,69 +9,55 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from enum import IntEnum
-from typing import Any, NamedTuple, Self
 
-from tieryard.catalog import SizeClass
-from tieryard.routing.features import TextFeatures
-from tieryard.routing.snapshot import Candidate, Snapshot
+from tieryard.routing.hurdles import (
+    Hurdle,
+    Prospect,
+    Refusal,
+    below_its_worth,
+    by_learned,
+    cannot_take,
+    falls_short,
+    floor_for,
+    too_slow,
+)
+from tieryard.routing.job import AUTO, JobFeatures
+from tieryard.routing.outlook import outlooks
+from tieryard.routing.snapshot import PolicyRules, Snapshot, TierRules
 
-AUTO = "auto"
-CLASS_PREFIX = "class:"
-
-_MILLION = Decimal(1_000_000)
-_ORDER = {SizeClass.SMALL: 0, SizeClass.MEDIUM: 1, SizeClass.LARGE: 2}
-
-
-@dataclass(frozen=True, slots=True)
-class JobFeatures:
-    """What a decision depends on, and all that is kept of the prompt. `prompt_tokens` is by tokenizer."""
-
-    text: TextFeatures
-    model: str
-    prompt_tokens: dict[str, int]
-    max_tokens: int
-    needs: frozenset[str] = frozenset()
-    endpoint: str = "/v1/chat/completions"
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> Self:
-        text = {**stored["text"], "wanted": SizeClass(stored["text"]["wanted"])}
-        return cls(**{**stored, "text": TextFeatures(**text), "needs": frozenset(stored["needs"])})
+_ROOM = 0.8  # of a deployment's throughput is counted on for what must be done by a deadline
+_STICKS = Decimal("1.1")  # times the cheapest, for the deployment that has the beginning cached
+_LEAST_PATIENCE_S, _MOST_PATIENCE_S, _PATIENCE = 5.0, 120.0, 0.25  # of the time waited so far, until the next look
+_SLACK_S = 60.0  # before a deadline, in which no job waits for a cheaper deployment
+_EXPLORE, _SHARE_OUT = 9973, 7907  # what a job's chance is for
+_NOTHING = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """One candidate's numbers, and why it lost; `why` is empty for the chosen one. Cost is the expected cost."""
+    """One candidate's numbers, and why it lost; `why` is empty for the chosen one. `fits`: it can take the job at all;
+    `qualifies`: it also meets the SLO and the floor, and is well. Cost is the expected one, times are the 95th
+    percentile, `score` (0 to 1) weighs quality, cost and latency among those that fit."""
 
     name: str
+    fits: bool
     qualifies: bool
     why: str
     prompt_tokens: int
+    output_tokens: int
     cost_usd: Decimal
-
-
-class Hurdle(IntEnum):
-    """What a candidate failed at, in the order in which they are taken."""
-
-    MODEL = 1
-    ENDPOINT = 2
-    CAPABILITIES = 3
-    CONTEXT = 4
-    NOW = 5
-
-
-class Refusal(NamedTuple):
-    """Why a candidate cannot take the job; `lacks` are capabilities."""
-
-    hurdle: Hurdle
-    why: str
-    lacks: frozenset[str] = frozenset()
+    wait_ms: float
+    ttft_ms: float
+    latency_ms: float
+    quality: float
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`deployment` is None when no candidate can take the job at all. `fallback`: smaller than was wanted.
+    """`deployment` is None when no candidate can take the job at all, or when it should wait `defer_s` for a cheaper
+    one. `fallback`: none met the SLO and the floor. `explored`: sent beside the choice, to measure, which is expected
+    to cost `extra_usd` above it. `notes` name what the numbers lack, of the candidates that fit.
 
     Where there is none, `closest` are the refusals of those that came furthest: what to change to be taken.
     """
@@ -81,6 +67,10 @@ class Decision:
     fallback: bool
     judged: tuple[Judged, ...]
     closest: tuple[Refusal, ...] = ()
+    defer_s: float = 0.0
+    explored: bool = False
+    notes: tuple[str, ...] = ()
+    extra_usd: Decimal = _NOTHING
 
 
 def decide_many(jobs: Iterable[JobFeatures], snapshot: Snapshot) -> list[Decision]:
@@ -89,76 +79,142 @@ def decide_many(jobs: Iterable[JobFeatures], snapshot: Snapshot) -> list[Decisio
 
 
 def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
-    """Filters, then ranks what is left by (serving now, distance from the wanted size, expected cost, load, name)."""
-    refusals = {c.name: refused for c in snapshot.candidates if (refused := _refusal(job, c)) is not None}
-    fit = [c for c in snapshot.candidates if c.name not in refusals]
+    """Of those that can take the job and qualify: the lowest expected cost, then the least load, then the name."""
+    rules = snapshot.rules
+    tier, policy = rules.tiers.get(job.tier, _NO_TIER), rules.policies.get(job.policy, _NO_POLICY)
+    seen = outlooks(snapshot, job.text.category)
+    learned = by_learned(job, seen, rules)
+    found = [Prospect.of(job, outlook, learned=learned) for outlook in seen]
+    hard = {p.name: refusal for p in found if (refusal := cannot_take(job, p, policy)) is not None}
+    fit = [p for p in found if p.name not in hard]
     if not fit:
-        furthest = max((r.hurdle for r in refusals.values()), default=None)
-        closest = tuple(r for r in refusals.values() if r.hurdle is furthest)
-        judged = _judge_all(job, snapshot, refusals, None)
-        return Decision(None, _nobody(job, refusals), fallback=False, judged=judged, closest=closest)
-    any_live = any(c.live for c in fit)
-    chosen = min(
-        fit, key=lambda c: (any_live and not c.live, _distance(job, c), expected_cost(job, c), _load(c), c.name)
-    )
-    wanted = job.text.wanted
-    fallback = job.model == AUTO and _ORDER[chosen.size_class] < _ORDER[wanted]
-    return Decision(
-        chosen.name, _because(job, chosen, fit), fallback, _judge_all(job, snapshot, refusals, chosen, any_live)
-    )
+        furthest = max((r.hurdle for r in hard.values()), default=None)
+        closest = tuple(r for r in hard.values() if r.hurdle is furthest)
+        judged = tuple(_judged(p, hard[p.name].why, fits=False) for p in found)
+        return Decision(None, _nobody(job, hard), fallback=False, judged=judged, closest=closest)
+    floor = floor_for(job, tier, policy, found, rules)
+    short = {p.name: refusal for p in fit if (refusal := falls_short(job, p, tier, floor)) is not None}
+    if learned and job.model == AUTO and not floor.least:
+        short |= below_its_worth(fit, short, rules)
+    choice = _choose(job, tier, fit, short, snapshot, learned=learned)
+    return _whole(snapshot, choice, found, hard, short)
 
 
-def expected_cost(job: JobFeatures, candidate: Candidate) -> Decimal:
-    """USD if the answer is as long as `max_tokens` allows."""
-    tokens = job.prompt_tokens[candidate.tokenizer]
-    return (candidate.input_usd_per_1m * tokens + candidate.output_usd_per_1m * job.max_tokens) / _MILLION
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    chosen: Prospect | None
+    reason: str
+    over: str = ""  # what a loser that qualifies is told
+    fallback: bool = False
+    defer_s: float = 0.0
+    explored: bool = False
+    extra_usd: Decimal = _NOTHING
 
 
-def _refusal(job: JobFeatures, candidate: Candidate) -> Refusal | None:
-    """The first hurdle at which this candidate fails; None when it can take the job."""
-    if job.model.startswith(CLASS_PREFIX):
-        if candidate.size_class != job.model.removeprefix(CLASS_PREFIX):
-            return Refusal(Hurdle.MODEL, f"is {candidate.size_class}; the job asks for {job.model}")
-    elif job.model not in (AUTO, candidate.name):
-        return Refusal(Hurdle.MODEL, f"the job pins '{job.model}'")
-    if candidate.named_only and job.model != candidate.name:
-        return Refusal(Hurdle.MODEL, "is only for jobs that name it")
-    if job.endpoint not in candidate.serves:
-        return Refusal(Hurdle.ENDPOINT, f"does not serve {job.endpoint}")
-    missing = job.needs - candidate.capabilities
-    if missing:
-        return Refusal(Hurdle.CAPABILITIES, f"lacks {', '.join(sorted(missing))}", missing)
-    total = job.prompt_tokens[candidate.tokenizer] + job.max_tokens
-    if total > candidate.context_limit:
-        limit = candidate.context_limit
-        return Refusal(Hurdle.CONTEXT, f"prompt + max_tokens = {total} tokens exceed its context of {limit}")
-    return Refusal(Hurdle.NOW, candidate.refused) if candidate.refused else None
+_NO_TIER, _NO_POLICY = TierRules(), PolicyRules()
 
 
-def _distance(job: JobFeatures, candidate: Candidate) -> int:
-    """0 for the wanted size; a larger one is nearer than a smaller one. Pinned jobs want what they pin."""
+def _choose(
+    job: JobFeatures,
+    tier: TierRules,
+    fit: list[Prospect],
+    short: dict[str, Refusal],
+    snapshot: Snapshot,
+    *,
+    learned: bool,
+) -> _Choice:
+    ranked = sorted((p for p in fit if p.name not in short), key=lambda p: p.rank)
+    if job.pinned:
+        return _Choice(fit[0], f"pinned to {fit[0].name}")
+    if not ranked:
+        return _fall_back(job, tier, fit, short)
+    if tier.may_wait and not job.attended:
+        cheaper = _worth_waiting_for(fit, short, ranked[0])
+        if cheaper is not None and _can_wait(job, tier, ranked):
+            wait_s = _patience_s(job) * (0.5 + job.draw)
+            why = f"waits for {cheaper.name} (${cheaper.cost_usd:f} against ${ranked[0].cost_usd:f}): "
+            return _Choice(None, why + short[cheaper.name].why, defer_s=wait_s)
+        chosen, why = _share_out(job, tier, ranked)
+    else:
+        chosen, why = ranked[0], ""
+    stuck = next((p for p in ranked if p.name == job.sticky), None)
+    if stuck is not None and not why and stuck.cost_usd <= chosen.cost_usd * _STICKS:
+        if stuck is not chosen:
+            why = "; has its beginning cached"
+        chosen = stuck
+    if (other := _explored(job, ranked, chosen, snapshot)) is not None:
+        extra_usd = max(other.cost_usd - chosen.cost_usd, _NOTHING)
+        why = f"explores {other.name} instead of {chosen.name}, to measure it"
+        return _Choice(other, why, explored=True, extra_usd=extra_usd)
+    return _Choice(chosen, _because(job, chosen, ranked, learned=learned) + why)
+
+
+def _worth_waiting_for(fit: list[Prospect], short: dict[str, Refusal], best: Prospect) -> Prospect | None:
+    """The cheapest of those that would have been chosen before `best`, were they well, as they were a while ago."""
+    down = (p for p in fit if p.name in short and short[p.name].hurdle is Hurdle.HEALTH)
+    awaited = (p for p in down if p.outlook.candidate.live or p.outlook.candidate.awaited)
+    return min((p for p in awaited if p.cost_usd < best.cost_usd), key=lambda p: p.rank, default=None)
+
+
+def _patience_s(job: JobFeatures) -> float:
+    """How long a job waits before it is looked at again: the longer, the longer it has waited."""
+    return min(max(_PATIENCE * job.waited_s, _LEAST_PATIENCE_S), _MOST_PATIENCE_S)
+
+
+def _can_wait(job: JobFeatures, tier: TierRules, ranked: list[Prospect]) -> bool:
+    """Whether those that are up now could still do all that is due, this job too, if it waits."""
+    if job.due_in_s is None:
+        return False
+    spare_s = job.due_in_s - 2 * ranked[0].latency_ms / 1000 - _SLACK_S
+    return spare_s > 0 and tier.needed_tps <= _ROOM * sum(p.outlook.throughput_tps for p in ranked)
+
+
+def _share_out(job: JobFeatures, tier: TierRules, ranked: list[Prospect]) -> tuple[Prospect, str]:
+    """The cheapest takes what it can do by the deadlines; only what is beyond it moves up to the next."""
+    all_tps = sum(p.outlook.throughput_tps for p in ranked)
+    needed_tps = job.chance(_SHARE_OUT) * min(tier.needed_tps, _ROOM * all_tps)  # beyond that all do what they can
+    p, could_tps = ranked[0], _ROOM * ranked[0].outlook.throughput_tps
+    for other in ranked[1:]:
+        if needed_tps <= could_tps:
+            break
+        p, could_tps = other, could_tps + _ROOM * other.outlook.throughput_tps
+    if p is ranked[0]:
+        return p, ""
+    return p, f"; the deadlines need {tier.needed_tps:,.0f} tokens/s, more than {ranked[0].name} gives"
+
+
+def _fall_back(job: JobFeatures, tier: TierRules, fit: list[Prospect], short: dict[str, Refusal]) -> _Choice:
+    """None qualifies. Of those that serve, the best quality that is in time; where none is, the quickest, for more work
+    on what is late already makes all of it later. Where none serves, the one that would have been chosen: its queue
+    keeps the job."""
+    up = [p for p in fit if not p.outlook.unhealthy]
+    if up:
+        in_time = [p for p in up if too_slow(job, p, tier) is None]
+        chosen = min(in_time or up, key=lambda p: (-p.quality if in_time else p.latency_ms, p.rank))
+        which = "best that is in time" if in_time else "quickest"
+        why = f"none qualifies ({short[chosen.name].why}); {chosen.name} is the {which}"
+        return _Choice(chosen, why, fallback=True)
+    live = [p for p in fit if p.outlook.candidate.live]
+    chosen = min(live or fit, key=lambda p: (-p.quality, p.rank) if live else (p.short_of_size, p.rank))
+    return _Choice(chosen, f"{chosen.name} waits to serve: {short[chosen.name].why}", fallback=bool(live))
+
+
+def _explored(job: JobFeatures, ranked: list[Prospect], chosen: Prospect, snapshot: Snapshot) -> Prospect | None:
+    """Now and then the one of which least is known."""
+    rules = snapshot.rules
+    if not rules.explore_share or job.tier not in rules.explore_tiers or job.chance(_EXPLORE) >= rules.explore_share:
+        return None
+    others = [p for p in ranked if p is not chosen]
+    return min(others, key=lambda p: (p.outlook.samples, p.name), default=None)
+
+
+def _because(job: JobFeatures, chosen: Prospect, ranked: list[Prospect], *, learned: bool) -> str:
+    cheapest = f"cheapest of {len(ranked)} that qualify" if len(ranked) > 1 else "the only one that qualifies"
     if job.model != AUTO:
-        return 0
-    steps = _ORDER[candidate.size_class] - _ORDER[job.text.wanted]
-    return steps if steps >= 0 else 3 - steps
-
-
-def _load(candidate: Candidate) -> float:
-    """What is in its engines and waits for them, of what they take at once: above 1 there is a queue. Or the share of
-    the KV cache in use, where few long requests fill it."""
-    if not candidate.capacity:
-        return 0.0
-    return max((candidate.in_flight + candidate.backlog) / candidate.capacity, candidate.kv_usage or 0.0)
-
-
-def _because(job: JobFeatures, chosen: Candidate, fit: list[Candidate]) -> str:
-    if job.model == chosen.name:
-        return f"pinned to {chosen.name}"
-    if job.model != AUTO:
-        return f"{job.model}: cheapest of {len(fit)} that fit"
-    if chosen.size_class is job.text.wanted:
-        return f"{job.text.cue} → {job.text.wanted}; cheapest of that size that fits"
-    return f"{job.text.cue} → {job.text.wanted}; none fits, {chosen.size_class} is nearest; cheapest that fits"
+        return f"{job.model}: {cheapest}"
+    if learned:
+        return f"predicted quality {chosen.quality:.2f}; {cheapest}"
+    return f"{job.text.cue} → {job.text.wanted}; {cheapest}"
 
 
 def _nobody(job: JobFeatures, refusals: dict[str, Refusal]) -> str:
@@ -172,35 +228,72 @@ def _nobody(job: JobFeatures, refusals: dict[str, Refusal]) -> str:
     return f"{nobody}: " + ("; ".join(f"'{name}' {why}" for name, why in asked.items()) or "there is none")
 
 
-def _judge_all(
-    job: JobFeatures,
+def _whole(
     snapshot: Snapshot,
-    refusals: dict[str, Refusal],
-    chosen: Candidate | None,
-    any_live: bool = False,  # a private helper's flag
-) -> tuple[Judged, ...]:
-    return tuple(
-        Judged(
-            c.name,
-            c.name not in refusals,
-            refusals[c.name].why
-            if c.name in refusals
-            else ("" if chosen is None or c is chosen else _lost(job, c, chosen, any_live=any_live)),
-            job.prompt_tokens[c.tokenizer],
-            expected_cost(job, c),
-        )
-        for c in snapshot.candidates
+    choice: _Choice,
+    found: list[Prospect],
+    hard: dict[str, Refusal],
+    short: dict[str, Refusal],
+) -> Decision:
+    chosen, judged = choice.chosen, []
+    scores = _scores([p for p in found if p.name not in hard], snapshot.rules.weights)
+    for p in found:
+        if p is chosen:
+            why = ""
+        elif p.name in hard:
+            why = hard[p.name].why
+        elif p.name in short:
+            why = short[p.name].why
+        else:
+            why = _lost(p, chosen, choice)
+        fits, score = p.name not in hard, scores.get(p.name)
+        judged.append(_judged(p, why, fits=fits, qualifies=fits and p.name not in short, score=score))
+    notes = tuple(note for p in found if p.name not in hard for note in p.outlook.notes)
+    name = chosen.name if chosen is not None else None
+    return Decision(
+        name, choice.reason, choice.fallback, tuple(judged), (), choice.defer_s, choice.explored, notes,
+        choice.extra_usd,
+    )  # fmt: skip
+
+
+def _lost(loser: Prospect, chosen: Prospect | None, choice: _Choice) -> str:
+    """Why a candidate that qualifies was not chosen, in the order in which they are ranked."""
+    if chosen is None:
+        return choice.reason
+    if choice.explored:
+        return choice.reason
+    if loser.cost_usd > chosen.cost_usd:
+        return f"expected cost ${loser.cost_usd:f} against ${chosen.cost_usd:f}"
+    if loser.cost_usd < chosen.cost_usd:
+        return choice.reason
+    if loser.load != chosen.load:
+        return f"costs the same; load {loser.load:.2f} against {chosen.load:.2f}"
+    return f"equal to {chosen.name}, by name"
+
+
+def _judged(p: Prospect, why: str, *, fits: bool, qualifies: bool = False, score: float | None = None) -> Judged:
+    outlook = p.outlook
+    return Judged(
+        p.name, fits, qualifies, why, p.prompt_tokens, p.output_tokens, p.cost_usd, p.wait_ms, outlook.ttft_ms,
+        p.latency_ms, p.quality, score,
+    )  # fmt: skip
+
+
+def _scores(fit: list[Prospect], weights: tuple[float, float, float]) -> dict[str, float]:
+    """Weighted sums of quality, cost and latency, each scaled over the candidates: 1 for the best of them, 0 for the
+    worst."""
+    whole = sum(weights)
+    parts = (
+        _scaled([p.quality for p in fit]),
+        _scaled([-float(p.cost_usd) for p in fit]),
+        _scaled([-p.latency_ms for p in fit]),
     )
+    return {
+        p.name: sum(weight * part[i] for weight, part in zip(weights, parts, strict=True)) / whole
+        for i, p in enumerate(fit)
+    }
 
 
-def _lost(job: JobFeatures, loser: Candidate, chosen: Candidate, *, any_live: bool) -> str:
-    """Why a candidate that fits was not chosen, in the order in which `decide` ranks."""
-    if any_live and chosen.live and not loser.live:
-        return "no replica of it is serving"
-    if _distance(job, loser) != _distance(job, chosen):
-        return f"{loser.size_class}; {chosen.size_class} is nearer to {job.text.wanted}"
-    cost, best = expected_cost(job, loser), expected_cost(job, chosen)
-    if cost != best:
-        return f"expected cost ${cost:f} against ${best:f}"
-    load, less = _load(loser), _load(chosen)
-    return f"costs the same; load {load:.2f} against {less:.2f}" if load != less else f"equal to {chosen.name}, by name"
+def _scaled(values: list[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [1.0 if high == low else (value - low) / (high - low) for value in values]

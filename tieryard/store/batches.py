@@ -47,7 +47,8 @@ class FileBatch:
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A batch that is not finished, for the feeder. Counts are lines; `outstanding` are released, not final."""
+    """A batch that is not finished, for the feeder. Counts are lines; `outstanding` are released, not final, and
+    `resting` those of them that are to wait a while before they are routed again."""
 
     id: int
     tenant_id: int
@@ -60,6 +61,7 @@ class OpenBatch:
     outstanding: int
     lowest: int | None
     stopping: bool = False
+    resting: int = 0
 
     def released_further(self, n: int) -> Self:
         """The same batch with `n` more lines released."""
@@ -79,11 +81,11 @@ class OpenBatch:
 # job would walk over the index entries of everything that has finished since.
 _OPEN = """
 SELECT b.id, b.tenant_id, b.tier, b.first_job_id, b.total, b.expanded_to, b.released_to, b.deadline,
-       w.outstanding, w.lowest, b.cancelling_at IS NOT NULL OR b.deadline < now()
+       w.outstanding, w.lowest, b.cancelling_at IS NOT NULL OR b.deadline < now(), w.resting
 FROM batch b
 LEFT JOIN unnest(%(ids)s::bigint[], %(floors)s::bigint[]) AS f (id, floor) ON f.id = b.id
 CROSS JOIN LATERAL (
-    SELECT count(*) AS outstanding, min(job.id) AS lowest
+    SELECT count(*) AS outstanding, min(job.id) AS lowest, count(*) FILTER (WHERE job.not_before > now()) AS resting
     FROM job
     WHERE job.batch_id = b.id AND job.finished_at IS NULL
       AND job.id >= coalesce(f.floor, b.first_job_id) AND job.id < b.first_job_id + b.released_to

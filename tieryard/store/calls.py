@@ -11,7 +11,7 @@ from datetime import datetime
 import orjson
 
 from tieryard.errors import LeaseLostError
-from tieryard.routing import JobFeatures
+from tieryard.routing import JobFeatures, plain
 from tieryard.store import idempotency, jobs
 from tieryard.store.connection import Connection, Store, storable
 from tieryard.store.idempotency import Mark
@@ -40,6 +40,8 @@ class Choice:
     features: JobFeatures
     snapshot: bytes
     snapshot_id: int | None = None
+    fallback: bool = False
+    explored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,9 @@ WITH mine AS (
 ), request AS (
     INSERT INTO line (source_id, line_no, body) SELECT %(id)s::bigint, 1, %(body)s::text FROM mine
 ), decided AS (
-    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
-    SELECT %(id)s::bigint, 0, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text, %(features)s::jsonb
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored)
+    SELECT %(id)s::bigint, 0, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text, %(features)s::jsonb,
+           %(fallback)s::boolean, %(explored)s::boolean
     FROM mine
 )
 INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, fence, worker_id, attended, deployment, category,
@@ -98,9 +101,9 @@ WITH moved AS (
     SELECT %(id)s::bigint, %(fence)s::int, %(worker)s::bigint, %(before)s::text, 'rerouted', %(claimed)s::timestamptz,
            %(wait)s::real, %(latency)s::real, %(error)s::text FROM moved
 ), decided AS (
-    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored)
     SELECT %(id)s::bigint, %(fence)s::int, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text,
-           %(features)s::jsonb FROM moved
+           %(features)s::jsonb, %(fallback)s::boolean, %(explored)s::boolean FROM moved
 )
 SELECT created_at, claimed_at FROM moved
 """
@@ -176,7 +179,9 @@ def _decision(connection: Connection, choice: Choice) -> dict[str, object]:
         "snapshot": choice.snapshot_id or jobs.save_snapshot(connection, choice.snapshot),
         "deployment": choice.deployment,
         "reason": storable(choice.reason),
-        "features": orjson.dumps(choice.features, default=sorted).decode(),
+        "features": orjson.dumps(choice.features.stored(), default=plain).decode(),
+        "fallback": choice.fallback,
+        "explored": choice.explored,
     }
 
 

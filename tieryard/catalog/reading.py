@@ -1,0 +1,105 @@
+"""Reads a catalog file and refuses a bad one whole: one row per fault, each with its line, field and what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from tieryard.catalog.whole import Catalog
+from tieryard.errors import CatalogError
+
+Location = tuple[int | str, ...]
+"""Where something stands in the file: keys, and numbers of list items from 0."""
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Reads and checks a catalog file. Raises CatalogError."""
+    return parse_catalog(read_text(path), name=str(path))
+
+
+def read_text(path: Path) -> str:
+    """A catalog file as it is. Raises CatalogError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CatalogError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise CatalogError(f"{path}: cannot be read (it is not UTF-8)") from None
+
+
+def parse_catalog(text: str, *, name: str = "tieryard.yaml") -> Catalog:
+    """Checks a catalog's text. Raises CatalogError with one row per fault: `name:line: field: what is wrong`."""
+    try:
+        tree = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise CatalogError(f"{name}:{line}: not valid YAML: {error.problem}", line=line) from None
+    except YAMLError as error:
+        raise CatalogError(f"{name}:1: not valid YAML: {error}", line=1) from None
+    if not isinstance(tree, dict):
+        raise CatalogError(f"{name}:1: expected a mapping with version, tiers, categories, deployments", line=1)
+    try:
+        return Catalog.model_validate(tree)
+    except ValidationError as error:
+        faults = [
+            _fault(tree, (*e["loc"], *e.get("ctx", {}).get("at", ())), e["msg"], e["type"])
+            for e in error.errors(include_url=False)
+        ]
+    rows = [f"{name}:{line}: {field}: {message}" for line, field, message in sorted(faults)]
+    line, field, _ = min(faults)
+    raise CatalogError("\n".join(rows), param=field, line=line)
+
+
+def line_of(text: str, at: Location) -> int:
+    """The line (from 1) on which this part of a valid catalog stands; of what it leaves out, that of what holds it."""
+    node, line = YAML(typ="rt", pure=True).load(text), 1
+    for part in at:
+        if not _holds(node, part):
+            break
+        line = node.lc.data[part][0] + 1
+        node = node[part]
+    return line
+
+
+def _fault(tree: Any, loc: Location, message: str, kind: str) -> tuple[int, str, str]:
+    """Walks the YAML tree along pydantic's location: (line from 1, dotted field, what was expected)."""
+    node, line, field = tree, 1, []
+    for part in loc:
+        if part == "[key]":
+            continue
+        if _holds(node, part):
+            line = node.lc.data[part][0] + 1
+            node = node[part]
+        elif kind != "missing" or part in _UNION_MEMBERS:
+            continue  # the name of a union's member, which the file does not have
+        field.append(str(part))
+    if kind == "missing":
+        message = "is required"
+    elif kind == "extra_forbidden":
+        message = _moved(field) or "is not a known field"
+    else:
+        message = message.removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+    return line, ".".join(field) or "(file)", message
+
+
+_NOW_IN_SLO = {"slo_ms": "max_latency_ms", "ttft_ms": "max_ttft_ms"}
+"""Fields that a tier once had, and their names in its `slo`."""
+
+
+def _moved(field: list[str]) -> str | None:
+    now = _NOW_IN_SLO.get(field[-1]) if len(field) == 3 and field[0] == "tiers" else None
+    return now and f"is `slo.{now}` now: write `slo: {{{now}: …}}`"
+
+
+_UNION_MEMBERS = ("openai_http", "llama_cpp", "vllm_server", "lora", "instant")
+
+
+def _holds(node: Any, part: int | str) -> bool:
+    if isinstance(node, dict):
+        return part in node
+    return isinstance(node, list) and isinstance(part, int) and part < len(node)

@@ -1,0 +1,124 @@
+"""The whole catalog, and what holds between its parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from typing import Literal, Self
+
+import orjson
+from pydantic import Field, model_validator
+
+from tieryard.catalog.base import CategoryName, DeploymentName, Strict, TierName, misfit
+from tieryard.catalog.deployments import Deployment, served_model
+from tieryard.catalog.engines import AttachedEngine, LoraEngine, VllmEngine
+from tieryard.catalog.routing import Routing
+from tieryard.catalog.tiers import Tier
+from tieryard.errors import UserError
+from tieryard.requests import Relative
+
+
+class Catalog(Strict):
+    """The whole file."""
+
+    version: Literal[1] = Field(description="Of this format.")
+    tiers: dict[TierName, Tier] = Field(min_length=1, description="By name, most urgent first.")
+    categories: list[CategoryName] = Field(min_length=1, description="What callers may name.")
+    deployments: dict[DeploymentName, Deployment] = Field(min_length=1, description="By name.")
+    routing: Routing = Field(default=Routing(), description="How the router chooses; each part has a default.")
+
+    @model_validator(mode="after")
+    def _adapters_fit_their_hosts(self) -> Self:
+        for name, deployment in self.deployments.items():
+            if isinstance(deployment.engine, LoraEngine):
+                field, fault = self._misfit(name, deployment, deployment.engine.host)
+                if fault:
+                    raise misfit(fault, "deployments", name, *field.split("."))
+        return self
+
+    @model_validator(mode="after")
+    def _routing_names_what_there_is(self) -> Self:
+        for kind, known, name, at in self._named():
+            if name not in known:
+                raise misfit(f"'{name}' is not a {kind} of this catalog", *at)
+        for number, shadow in enumerate(self.routing.shadows):
+            if shadow.of == shadow.to:
+                raise misfit("is where the jobs go anyway", "routing", "shadows", number, "to")
+        return self
+
+    def _named(self) -> Iterator[tuple[str, Collection[str], str, tuple[str | int, ...]]]:
+        """What is spoken of by name: (kind, the names there are, the name, where it stands)."""
+        routing = self.routing
+        for name, tier in self.tiers.items():
+            if isinstance(tier.slo.min_quality, Relative):
+                at = ("tiers", name, "slo", "min_quality", "of")
+                yield "deployment", self.deployments, tier.slo.min_quality.of, at
+        for category in routing.floors:
+            yield "category", self.categories, category, ("routing", "floors", category)
+        for number, tier_name in enumerate(routing.exploration.tiers):
+            if "tiers" in routing.exploration.model_fields_set:
+                yield "tier", self.tiers, tier_name, ("routing", "exploration", "tiers", number)
+        for number, shadow in enumerate(routing.shadows):
+            for field in ("of", "to"):
+                yield "deployment", self.deployments, getattr(shadow, field), ("routing", "shadows", number, field)
+        for tenant, policy in routing.policies.items():
+            for number, model in enumerate(policy.models or ()):
+                yield "deployment", self.deployments, model, ("routing", "policies", tenant, "models", number)
+
+    def _misfit(self, name: str, adapter: Deployment, host_name: str) -> tuple[str, str]:
+        """The field that keeps a LoRA adapter from being served by its host, and why; twice nothing when it fits."""
+        host = self.deployments.get(host_name)
+        if host is None:
+            return "engine.host", f"'{host_name}' is not a deployment of this catalog"
+        attached = isinstance(host.engine, AttachedEngine) and host.engine.server == "vllm"
+        if not attached and not isinstance(host.engine, VllmEngine):
+            return "engine.host", f"'{host_name}' must be a vLLM: `vllm_server`, or `openai_http` with `server: vllm`"
+        if adapter.context_limit > host.context_limit:
+            return "context_limit", f"{adapter.context_limit} is above its host's {host.context_limit}"
+        if adapter.max_in_flight != host.max_in_flight:
+            both = f"{adapter.max_in_flight} differs from its host's {host.max_in_flight}"
+            return "max_in_flight", f"{both}, and they share one engine"
+        if adapter.realtime_reserve not in (0, host.realtime_reserve):
+            return "realtime_reserve", "is its host's to keep: leave it out"
+        if adapter.serves != host.serves:
+            return "serves", f"'{adapter.serves}' differs from its host's '{host.serves}'"
+        if adapter.tokenizer != host.tokenizer:
+            return "tokenizer", f"differs from its host's, whose server reads and counts for both: '{host.tokenizer}'"
+        if unknown := sorted(adapter.capabilities - host.capabilities):
+            return "capabilities", f"{', '.join(unknown)}: its host '{host_name}' has no such capability"
+        if name == served_model(host):
+            return "engine.host", f"'{host_name}' serves its own model as '{name}': name this deployment otherwise"
+        return "", ""
+
+    @property
+    def hosts(self) -> list[str]:
+        """The deployments that have infer processes of their own: all but LoRA adapters."""
+        return [name for name, d in self.deployments.items() if not isinstance(d.engine, LoraEngine)]
+
+    def host_of(self, name: str) -> str:
+        """The deployment whose infer process serves this one: itself, or a LoRA adapter's host."""
+        engine = self.deployments[name].engine
+        return engine.host if isinstance(engine, LoraEngine) else name
+
+    def adapters_of(self, host: str) -> list[str]:
+        """The LoRA adapters that this deployment's engine serves beside its own model."""
+        return [name for name in self.deployments if name != host and self.host_of(name) == host]
+
+    def with_server(self, name: str, url: str) -> Catalog:
+        """The same, but for where this deployment's attached server is: of a replica that has a server of its own.
+        Raises UserError."""
+        deployment = self.deployments[name]
+        if not isinstance(deployment.engine, AttachedEngine) or not url.startswith(("http://", "https://")):
+            raise UserError(f"'{url}': a URL is http://… or https://…, and for a deployment with `kind: openai_http`")
+        moved = deployment.model_copy(update={"engine": deployment.engine.model_copy(update={"url": url})})
+        return self.model_copy(update={"deployments": {**self.deployments, name: moved}})
+
+    def hash(self) -> str:
+        """Names this exact content: the same catalog always gives the same 12 hex digits."""
+        body = orjson.dumps(self.model_dump(), default=lambda v: sorted(v) if isinstance(v, frozenset) else str(v))
+        return hashlib.sha256(body).hexdigest()[:12]
+
+    def due_in(self, tier: str, window: timedelta | None) -> timedelta:
+        """How long a job of this tier may take before it expires."""
+        return window if window is not None else self.tiers[tier].window

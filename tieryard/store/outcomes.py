@@ -1,0 +1,144 @@
+"""How good answers were: scores as they are told, what they are held against, and what the router made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from tieryard.errors import ConflictError, NotFoundError
+from tieryard.ids import public
+from tieryard.job import FINAL, State
+from tieryard.routing.outcomes import MOST_OUTCOMES, Scored, Verdict, verdict
+from tieryard.store.connection import Connection, Store
+
+# The decision that led to the answer is the last one: each later one is of a later fence.
+_ANSWERED = """
+SELECT job.state, job.deployment, job.category, decided.features, decided.body
+FROM job LEFT JOIN LATERAL (
+    SELECT decision.features, routing_snapshot.body
+    FROM decision JOIN routing_snapshot ON routing_snapshot.id = decision.snapshot_id
+    WHERE decision.job_id = job.id ORDER BY decision.fence DESC LIMIT 1
+) AS decided ON true
+WHERE job.id = %(id)s AND job.tenant_id = %(tenant)s
+"""
+
+_SCORE = """
+INSERT INTO outcome (job_id, source, score, deployment, category, predicted, rules_predicted)
+VALUES (%(id)s, %(source)s, %(score)s, %(deployment)s, %(category)s, %(predicted)s, %(rules)s)
+ON CONFLICT (job_id, source) DO UPDATE SET score = excluded.score, scored_at = now()
+RETURNING scored_at, predicted, rules_predicted, xmax = 0
+"""
+
+# The latest, by `outcome_predicted`. A job that several sources have scored is one outcome.
+_LATEST = """
+SELECT avg(score), min(predicted), min(rules_predicted) FROM (
+    SELECT job_id, score, predicted, rules_predicted, scored_at FROM outcome
+    WHERE predicted IS NOT NULL AND scored_at > %(after)s ORDER BY scored_at DESC LIMIT %(most)s
+) AS latest GROUP BY job_id ORDER BY max(scored_at), job_id
+"""
+
+# What profiles would say, had Redis not forgotten: of the latest scores of each.
+_QUALITIES = """
+SELECT deployment, category, count(*), avg(score) FROM (
+    SELECT deployment, category, score,
+           row_number() OVER (PARTITION BY deployment, category ORDER BY scored_at DESC) AS place
+    FROM outcome WHERE deployment IS NOT NULL AND category IS NOT NULL AND scored_at > %(after)s
+) AS latest WHERE place <= %(most)s GROUP BY deployment, category
+"""
+
+
+_ALWAYS = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A job that has an answer. `features` and `snapshot` are of the decision that led to it, None where there was
+    none: the answer is another job's."""
+
+    deployment: str | None
+    category: str | None
+    features: dict[str, Any] | None
+    snapshot: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A score as it is kept. `first` is False where it replaces an earlier one of the same source."""
+
+    scored_at: datetime
+    predicted: float | None
+    rules_predicted: float | None
+    first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedBack:
+    """A time in which the router went by its rules; `until` is None while it does."""
+
+    since: datetime
+    until: datetime | None
+    why: str
+
+
+def answered(store: Store, job_id: int, *, tenant_id: int) -> Answered:
+    """Raises NotFoundError, also for another tenant's job, and ConflictError where there is no answer, or none yet."""
+    rows = store.fetch(_ANSWERED, {"id": job_id, "tenant": tenant_id})
+    if not rows:
+        raise NotFoundError(f"no job '{public('job', job_id)}'", param="job")
+    state, *rest = rows[0]
+    if state not in FINAL:
+        raise ConflictError(f"{public('job', job_id)} is {state}: score it when it is final")
+    if state != State.SUCCEEDED:
+        raise ConflictError(f"{public('job', job_id)} is {state}: there is no answer to score")
+    return Answered(*rest)
+
+
+def save_outcome(
+    store: Store,
+    job_id: int,
+    *,
+    source: str,
+    score: float,
+    job: Answered,
+    predicted: float | None,
+    rules_predicted: float | None,
+) -> Outcome:
+    """One for each job and source; a later score replaces the earlier one, and not what it is held against. Six digits
+    are kept: a REAL refuses what is all but 0."""
+    wanted = {
+        "id": job_id,
+        "source": source,
+        "score": round(score, 6),
+        "deployment": job.deployment,
+        "category": job.category,
+        "predicted": None if predicted is None else round(predicted, 6),
+        "rules": None if rules_predicted is None else round(rules_predicted, 6),
+    }
+    return Outcome(*store.fetch(_SCORE, wanted)[0])
+
+
+def standing(connection: Connection) -> tuple[SteppedBack | None, Verdict]:
+    """The latest time in which the router went by its rules, over or not; and what the outcomes say since it last
+    changed."""
+    row = connection.execute("SELECT since, until, why FROM step_back ORDER BY id DESC LIMIT 1").fetchone()
+    last = SteppedBack(*row) if row else None
+    after = _ALWAYS if last is None else last.until or last.since
+    rows = connection.execute(_LATEST, {"after": after, "most": MOST_OUTCOMES})
+    return last, verdict([Scored(*row) for row in rows])
+
+
+def qualities(connection: Connection, *, after: datetime, most: int) -> list[tuple[str, str, int, float]]:
+    """(deployment, category, n, mean score) of the latest `most` scores of each since then."""
+    rows = connection.execute(_QUALITIES, {"after": after, "most": most})
+    return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+
+def step_back(connection: Connection, why: str) -> SteppedBack:
+    row = connection.execute("INSERT INTO step_back (why) VALUES (%s) RETURNING since, until, why", [why]).fetchone()
+    assert row is not None
+    return SteppedBack(*row)
+
+
+def come_back(connection: Connection) -> None:
+    connection.execute("UPDATE step_back SET until = now() WHERE until IS NULL")
