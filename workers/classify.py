@@ -99,7 +99,9 @@ class Classifier:
         for job in waiting:
             try:
                 request = parse_request(job.body)
-                asked.append(_Asked(job, request, self._around(tier, job, request), self._key(tier, job, request)))
+                # Realtime jobs have no prefix key, for they go to whichever replica is free first.
+                key = 0 if tier == REALTIME else request.prefix_key(job.tenant_id)
+                asked.append(_Asked(job, request, self._around(tier, job, key), key))
             except RequestError as error:  # saved under an older version's rules
                 refused.append(_refused(job, error))
         features: list[JobFeatures] = []
@@ -137,14 +139,10 @@ class Classifier:
     def _features(self, asked: list[_Asked]) -> list[JobFeatures]:
         return self._admission.features([one.request for one in asked], [one.around for one in asked])
 
-    def _key(self, tier: str, job: Waiting, request: Request) -> int:
-        """Realtime jobs have no prefix key, for they go to whichever replica is free first."""
-        return 0 if tier == REALTIME else request.prefix_key(job.tenant_id)
-
-    def _around(self, tier: str, job: Waiting, request: Request) -> Surroundings:
+    def _around(self, tier: str, job: Waiting, key: int) -> Surroundings:
         tenant = self._tenants.get(job.tenant_id, "")
-        key = self._key(tier, job, request) if self._admission.sticks(tenant) else 0
-        return Surroundings(tier, tenant, job.id, job.created_at, job.deadline, self._sessions.last(key))
+        sticky = self._sessions.last(key) if self._admission.sticks(tenant) else ""
+        return Surroundings(tier, tenant, job.id, job.created_at, job.deadline, sticky)
 
     def _publish(self, tier: str, due: float, decisions: list[Routed], copies: list[Parcel]) -> None:
         """After the commit. A nudge that is lost here is rescue's to send again."""

@@ -218,7 +218,7 @@ class Feeder:
 
     def _tell_needed(self, by_tier: dict[str, list[OpenBatch]]) -> None:
         """The router moves jobs up to dearer deployments when the cheap ones cannot meet the deadlines."""
-        if time.monotonic() - self._told_at < _TELL_S:
+        if not by_tier or time.monotonic() - self._told_at < _TELL_S:
             return
         self._told_at = time.monotonic()
         metrics, now = self._yard.metrics, datetime.now(tz=UTC)

@@ -7,7 +7,7 @@ stored features and snapshot, so an explanation is never a second opinion.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from tieryard.routing.hurdles import (
@@ -82,6 +82,8 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
     """Of those that can take the job and qualify: the lowest expected cost, then the least load, then the name."""
     rules = snapshot.rules
     tier, policy = rules.tiers.get(job.tier, _NO_TIER), rules.policies.get(job.policy, _NO_POLICY)
+    if job.bounds is not None:
+        tier = replace(tier, bounds=job.bounds.over(tier.bounds))
     seen = outlooks(snapshot, job.text.category)
     learned = by_learned(job, seen, rules)
     found = [Prospect.of(job, outlook, learned=learned) for outlook in seen]
@@ -104,7 +106,6 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
 class _Choice:
     chosen: Prospect | None
     reason: str
-    over: str = ""  # what a loser that qualifies is told
     fallback: bool = False
     defer_s: float = 0.0
     explored: bool = False
@@ -258,14 +259,10 @@ def _whole(
 
 def _lost(loser: Prospect, chosen: Prospect | None, choice: _Choice) -> str:
     """Why a candidate that qualifies was not chosen, in the order in which they are ranked."""
-    if chosen is None:
-        return choice.reason
-    if choice.explored:
+    if chosen is None or choice.explored or loser.cost_usd < chosen.cost_usd:
         return choice.reason
     if loser.cost_usd > chosen.cost_usd:
         return f"expected cost ${loser.cost_usd:f} against ${chosen.cost_usd:f}"
-    if loser.cost_usd < chosen.cost_usd:
-        return choice.reason
     if loser.load != chosen.load:
         return f"costs the same; load {loser.load:.2f} against {chosen.load:.2f}"
     return f"equal to {chosen.name}, by name"

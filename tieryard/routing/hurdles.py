@@ -1,6 +1,7 @@
 """What a candidate must clear, in order: first what makes it able to take the job at all, then to be good enough.
 
-Where every candidate falls short of the second kind, the job is still served, and that is counted as a fallback.
+Where every candidate falls short of the second kind, the job is still served, and that is counted as a fallback. The
+tier that is given here has the job's own bounds in place of those that it sets otherwise.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def floor_for(
     rules: Rules,
 ) -> Floor:
     """The highest floor that anybody sets."""
-    bounds = job.bounds.over(tier.bounds) if job.bounds is not None else tier.bounds
+    bounds = tier.bounds
     floors = [
         Floor(rules.floors.get(job.text.category, 0.0), f"the floor of {job.text.category}"),
         Floor(policy.min_quality or 0.0, f"the floor of '{job.policy}'"),
@@ -195,7 +196,7 @@ def falls_short(job: JobFeatures, p: Prospect, tier: TierRules, floor: Floor) ->
         return Refusal(Hurdle.QUALITY, f"{size}; {job.text.cue} asks for {job.text.wanted}")
     if p.quality < floor.least:
         return Refusal(Hurdle.QUALITY, f"predicted quality {p.quality:.2f}, below {floor.least:.2f} ({floor.asked_by})")
-    return too_slow(job, p, tier) or _too_dear(job, p, tier) or _unwell(job, p)
+    return too_slow(job, p, tier) or _too_dear(p, tier) or _unwell(job, p)
 
 
 def _unwell(job: JobFeatures, p: Prospect) -> Refusal | None:
@@ -210,7 +211,7 @@ def _unwell(job: JobFeatures, p: Prospect) -> Refusal | None:
 
 def too_slow(job: JobFeatures, p: Prospect, tier: TierRules) -> Refusal | None:
     """What keeps it from being in time; None when nothing does."""
-    bounds = job.bounds.over(tier.bounds) if job.bounds is not None else tier.bounds
+    bounds = tier.bounds
     before_ms = 0.0 if tier.from_claim else p.wait_ms
     latency_ms = p.latency_ms - p.wait_ms + before_ms
     ttft_ms = p.outlook.ttft_ms + before_ms
@@ -223,8 +224,8 @@ def too_slow(job: JobFeatures, p: Prospect, tier: TierRules) -> Refusal | None:
     return None
 
 
-def _too_dear(job: JobFeatures, p: Prospect, tier: TierRules) -> Refusal | None:
-    bounds = job.bounds.over(tier.bounds) if job.bounds is not None else tier.bounds
+def _too_dear(p: Prospect, tier: TierRules) -> Refusal | None:
+    bounds = tier.bounds
     if bounds.max_cost_per_1k is None or not (tokens := p.prompt_tokens + p.output_tokens):
         return None
     per_1k = 1000 * p.cost_usd / tokens
