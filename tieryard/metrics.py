@@ -12,6 +12,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -181,6 +182,16 @@ class Metrics:
         """Those heard of in the last seconds, also such as do not serve."""
         return _replicas(_fresh(self._redis.hgetall(f"gauges:{deployment}")))
 
+    def fallen(self, names: Collection[str]) -> dict[str, float]:
+        """Those of these deployments that served and are silent now, with the time (epoch seconds) until when the
+        router may have taken them to serve; none where no other serves either."""
+        now = time.time()
+        served = {name: at for name, at in _served(self._redis.hgetall(_SERVED)).items() if name in names}
+        silent = {name: at for name, at in served.items() if now - at > _FRESH_S}
+        if len(silent) == len(served):
+            return {}
+        return {name: at + 2 * _FRESH_S for name, at in silent.items()}
+
     def _put(self, deployment: str, name: str, gauge: Gauge) -> None:
         body = {**dataclasses.asdict(gauge), "at": time.time()}
         self._redis.hset(f"gauges:{deployment}", name, orjson.dumps(body))
@@ -237,7 +248,7 @@ class Metrics:
             *answers, served, needed, explored, step_back = pipe.execute()
         stale_before = time.time() - catalog.routing.stale_after.total_seconds()
         awaited_since = time.time() - catalog.routing.wait_for.total_seconds()
-        awaited = {name.decode() for name, at in served.items() if float(at) > awaited_since} & set(names)
+        awaited = {name for name, at in _served(served).items() if at > awaited_since} & set(names)
         fresh = {name: found for name, raw in zip(names, answers, strict=False) if (found := _fresh(raw))}
         profiles: dict[str, dict[str, Profile]] = {name: {} for name in names}
         for (name, category), raw in zip(pairs, answers[len(names) :], strict=False):
@@ -311,6 +322,11 @@ def _replicas(fresh: _Gauges) -> list[Replica]:
 
 def _calls_field(api: int, replica: int) -> str:
     return f"api:{api}:{replica}"
+
+
+def _served(raw: dict[Any, Any]) -> dict[str, float]:
+    """When each deployment last served, epoch seconds."""
+    return {name.decode(): float(at) for name, at in raw.items()}
 
 
 def _callers(name: str) -> tuple[int, int] | None:

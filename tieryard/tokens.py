@@ -92,7 +92,7 @@ def load_counter(spec: str, *, cache_dir: Path) -> TokenCounter:
     def encode(texts: list[str]) -> list[int]:
         # Special tokens are the template's to write; a surrogate cannot be encoded and is no text.
         clean = [t.encode("utf-8", "replace").decode() for t in texts]
-        return [len(e.ids) for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
+        return [len(e) for e in tokenizer.encode_batch_fast(clean, add_special_tokens=False)]
 
     def ids(text: str) -> list[int]:
         found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids

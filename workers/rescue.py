@@ -1,5 +1,5 @@
-"""Receives a tick a second from beat. Takes jobs from dead workers, ends those past their window, and sends
-again the nudges that were lost: one by one when they are overdue, all at once when Redis lost its memory.
+"""Receives a tick a second from beat. Takes jobs from dead workers, and from deployments that are gone, ends those
+past their window, and sends again the nudges that were lost: overdue ones, or all when Redis lost its memory.
 Next: a rescued job is at `workers/classify.py` (queued) or `workers/infer.py` (routed) again."""
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
     with lead(yard.store, "rescue") as connection:
         if connection is None:
             return
+        fallen = _fallen(yard)
         with connection.transaction():
             buried = [
                 Buried(worker_id, kind, [name, *yard.catalog.adapters_of(name)] if name is not None else [])
@@ -76,6 +77,7 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
             ]
             moved = rescue.requeue_orphans(connection)
             rerouted = rescue.reroute(connection, yard.catalog.deployments, version=yard.in_force.number)
+            rerouted += rescue.reroute_stranded(connection, fallen)
             idempotency.forget_old(connection)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
@@ -104,6 +106,14 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
             yard.redis.set(EPOCH, str(uuid.uuid4()))
         if nudges:
             yard.log.info(Event.RESCUED, nudged=len(nudges))
+
+
+def _fallen(yard: Yard) -> dict[str, float]:
+    """Deployments that serve no more, and until when they were taken to; without Redis nobody knows."""
+    try:
+        return yard.metrics.fallen(yard.catalog.deployments)
+    except redis.RedisError:
+        return {}
 
 
 def _forget(yard: Yard, buried: list[Buried]) -> None:

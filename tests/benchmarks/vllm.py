@@ -78,17 +78,17 @@ def peer_round(url: str, asked: list[str], work: Path) -> Round:
 
 
 def fleet_round(fleet: Running, asked: list[str]) -> Round:
-    """From the upload of the file to the end of its batch, when its output can be fetched."""
-    started = time.monotonic()
+    """From the upload of the file to the end of its batch, from when on its output can be fetched."""
+    started = time.time()
     batch = fleet.submit(asked, max_tokens=TOKENS, ignore_eos=True)
     while (seen := fleet.client.batches.retrieve(batch)).status not in ("completed", "failed", "expired"):
-        done = seen.request_counts.completed if seen.request_counts is not None else 0
-        time.sleep(0.2 if done > len(asked) - CONCURRENCY else 1.0)  # looking costs the machine that is measured
-    seconds = time.monotonic() - started
+        time.sleep(1.0)  # looking costs the machine that is measured
     if seen.request_counts is None or seen.request_counts.completed != len(asked):
         raise SystemExit(f"{batch}: {seen.status}, {seen.request_counts}")
+    [(finished,)] = fleet.rows("SELECT finished_at FROM batch ORDER BY id DESC LIMIT 1")  # OpenAI's are whole seconds
     answers = fleet.answers(seen.output_file_id or "")
-    return Round(sum(answer["response"]["body"]["usage"]["completion_tokens"] for answer in answers), seconds)
+    tokens = sum(answer["response"]["body"]["usage"]["completion_tokens"] for answer in answers)
+    return Round(tokens, finished.timestamp() - started)
 
 
 def throughput(work: Path) -> list[Figure]:

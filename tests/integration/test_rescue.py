@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,51 @@ def test_a_dead_worker_is_forgotten_with_its_adapters(yard: Yard, sent: list[Par
     for name in ("base", "legal"):
         assert yard.redis.hkeys(f"gauges:{name}") == [str(living).encode()]
     assert places(sent) == {ids[0]: "model.base", ids[1]: "model.legal"}, "what was in its inbox, at once"
+
+
+def silence(yard: Yard, worker_id: int, name: str, *, for_s: float) -> None:
+    """This deployment's only replica was last heard of so long ago."""
+    yard.metrics.withdraw_gauge(name, worker_id)
+    yard.redis.hset("served", name, time.time() - for_s)
+
+
+def test_what_was_sent_to_a_deployment_before_its_silence_was_known_is_routed_again(
+    yard: Yard, sent: list[Parcel], tenant: int
+) -> None:
+    short, _ = replica(yard, "short"), replica(yard, "long")
+    texts = (make.body("Hi.", model=model) for model in ("auto", "short"))
+    free, pinned = (make.save_jobs(yard.store, tenant, tier="interactive", text=text)[0] for text in texts)
+    classifier = Classifier(yard, yard.admission())
+    classifier.classify("interactive", yard.due("interactive"), to_runs([free, pinned]))
+    assert make.column(yard.store, "deployment", [free, pinned]) == ["short", "short"]
+    sent.clear()
+    silence(yard, short, "short", for_s=4)
+    sweep(yard)
+    assert not sent, "it may have missed a beat"
+    silence(yard, short, "short", for_s=6)
+    sweep(yard)
+    assert places(sent) == {free: "tier.interactive"}
+    assert make.column(yard.store, "(state, deployment)", [free, pinned]) == [("queued", None), ("routed", "short")]
+    sweep(yard)
+    Classifier(yard, yard.admission()).classify("interactive", yard.due("interactive"), to_runs([free]))
+    assert make.column(yard.store, "deployment", [free]) == ["long"]
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_what_waits_for_a_deployment_knowingly_is_left_there(
+    yard: Yard, sent: list[Parcel], tenant: int, others: bool
+) -> None:
+    """Or where no other could take it."""
+    short = replica(yard, "short")
+    [job] = make.save_jobs(yard.store, tenant, text=make.body("Hi."))
+    Classifier(yard, yard.admission()).classify("batch", yard.due("batch"), to_runs([job]))
+    if others:
+        replica(yard, "long")
+    silence(yard, short, "short", for_s=11 if others else 6)
+    sent.clear()
+    sweep(yard)
+    assert make.column(yard.store, "(state, deployment)", [job]) == [("routed", "short")]
+    assert not sent
 
 
 def test_the_queue_of_a_replica_that_left_long_ago_is_moved(yard: Yard) -> None:

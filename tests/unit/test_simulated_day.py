@@ -69,12 +69,10 @@ def test_a_longer_prompt_takes_its_prefill_longer():
 # --- the laws ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rerouted", [False, True])
 @pytest.mark.parametrize("policy", [lambda: Ours("ours"), lambda: Fixed("by length", MIXED, by_length)])
-def test_every_job_ends_once(policy, rerouted):
+def test_every_job_ends_once(policy):
     arrivals = small_day()
-    outage = Outage("large", OUTAGE.start_s, OUTAGE.end_s, rerouted=rerouted)
-    world = World(policy(), arrivals, prompts(), outage=outage)
+    world = World(policy(), arrivals, prompts(), outage=OUTAGE)
     runs = world.run()
     assert Counter(run.job.id for run in runs) == Counter(range(1, arrivals.total + 1))
     assert {run.end for run in runs} <= {"succeeded", "expired"}

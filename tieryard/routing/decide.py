@@ -54,6 +54,16 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighing:
+    """All candidates as they were compared, with what was held against each: `hard` where it cannot take the job."""
+
+    found: tuple[Prospect, ...]
+    hard: dict[str, Refusal]
+    short: dict[str, Refusal]
+    weights: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """`deployment` is None when no candidate can take the job at all, or when it should wait `defer_s` for a cheaper
     one. `fallback`: none met the SLO and the floor. `explored`: sent beside the choice, to measure, which is expected
@@ -64,13 +74,49 @@ class Decision:
 
     deployment: str | None
     reason: str
-    fallback: bool
-    judged: tuple[Judged, ...]
+    weighing: Weighing
+    fallback: bool = False
     closest: tuple[Refusal, ...] = ()
     defer_s: float = 0.0
     explored: bool = False
-    notes: tuple[str, ...] = ()
     extra_usd: Decimal = _NOTHING
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        hard = self.weighing.hard
+        return tuple(note for p in self.weighing.found if p.name not in hard for note in p.outlook.notes)
+
+    @property
+    def judged(self) -> tuple[Judged, ...]:
+        """Every candidate, in the snapshot's order. Worked out when it is asked for: whoever only routes does not."""
+        w = self.weighing
+        scores = _scores([p for p in w.found if p.name not in w.hard], w.weights)
+        chosen = next((p for p in w.found if p.name == self.deployment), None)
+        return tuple(self._judged(p, chosen, scores.get(p.name)) for p in w.found)
+
+    def _judged(self, p: Prospect, chosen: Prospect | None, score: float | None) -> Judged:
+        w, outlook = self.weighing, p.outlook
+        fits = p.name not in w.hard
+        if p is chosen:
+            why = ""
+        elif (refusal := w.hard.get(p.name) or w.short.get(p.name)) is not None:
+            why = refusal.why
+        else:
+            why = self._lost(p, chosen)
+        return Judged(
+            p.name, fits, fits and p.name not in w.short, why, p.prompt_tokens, p.output_tokens, p.cost_usd, p.wait_ms,
+            outlook.ttft_ms, p.latency_ms, p.quality, score,
+        )  # fmt: skip
+
+    def _lost(self, loser: Prospect, chosen: Prospect | None) -> str:
+        """Why a candidate that qualifies was not chosen, in the order in which they are ranked."""
+        if chosen is None or self.explored or loser.cost_usd < chosen.cost_usd:
+            return self.reason
+        if loser.cost_usd > chosen.cost_usd:
+            return f"expected cost ${loser.cost_usd:f} against ${chosen.cost_usd:f}"
+        if loser.load != chosen.load:
+            return f"costs the same; load {loser.load:.2f} against {chosen.load:.2f}"
+        return f"equal to {chosen.name}, by name"
 
 
 def decide_many(jobs: Iterable[JobFeatures], snapshot: Snapshot) -> list[Decision]:
@@ -86,20 +132,28 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
         tier = replace(tier, bounds=job.bounds.over(tier.bounds))
     seen = outlooks(snapshot, job.text.category)
     learned = by_learned(job, seen, rules)
-    found = [Prospect.of(job, outlook, learned=learned) for outlook in seen]
+    found = tuple(Prospect.of(job, outlook, learned=learned) for outlook in seen)
     hard = {p.name: refusal for p in found if (refusal := cannot_take(job, p, policy)) is not None}
     fit = [p for p in found if p.name not in hard]
     if not fit:
         furthest = max((r.hurdle for r in hard.values()), default=None)
         closest = tuple(r for r in hard.values() if r.hurdle is furthest)
-        judged = tuple(_judged(p, hard[p.name].why, fits=False) for p in found)
-        return Decision(None, _nobody(job, hard), fallback=False, judged=judged, closest=closest)
+        weighing = Weighing(found, hard, {}, rules.weights)
+        return Decision(None, _nobody(job, hard), weighing, closest=closest)
     floor = floor_for(job, tier, policy, found, rules)
     short = {p.name: refusal for p in fit if (refusal := falls_short(job, p, tier, floor)) is not None}
     if learned and job.model == AUTO and not floor.least:
         short |= below_its_worth(fit, short, rules)
-    choice = _choose(job, tier, fit, short, snapshot, learned=learned)
-    return _whole(snapshot, choice, found, hard, short)
+    made = _choose(job, tier, fit, short, snapshot, learned=learned)
+    return Decision(
+        made.chosen.name if made.chosen is not None else None,
+        made.reason,
+        Weighing(found, hard, short, rules.weights),
+        made.fallback,
+        defer_s=made.defer_s,
+        explored=made.explored,
+        extra_usd=made.extra_usd,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,56 +283,11 @@ def _nobody(job: JobFeatures, refusals: dict[str, Refusal]) -> str:
     return f"{nobody}: " + ("; ".join(f"'{name}' {why}" for name, why in asked.items()) or "there is none")
 
 
-def _whole(
-    snapshot: Snapshot,
-    choice: _Choice,
-    found: list[Prospect],
-    hard: dict[str, Refusal],
-    short: dict[str, Refusal],
-) -> Decision:
-    chosen, judged = choice.chosen, []
-    scores = _scores([p for p in found if p.name not in hard], snapshot.rules.weights)
-    for p in found:
-        if p is chosen:
-            why = ""
-        elif p.name in hard:
-            why = hard[p.name].why
-        elif p.name in short:
-            why = short[p.name].why
-        else:
-            why = _lost(p, chosen, choice)
-        fits, score = p.name not in hard, scores.get(p.name)
-        judged.append(_judged(p, why, fits=fits, qualifies=fits and p.name not in short, score=score))
-    notes = tuple(note for p in found if p.name not in hard for note in p.outlook.notes)
-    name = chosen.name if chosen is not None else None
-    return Decision(
-        name, choice.reason, choice.fallback, tuple(judged), (), choice.defer_s, choice.explored, notes,
-        choice.extra_usd,
-    )  # fmt: skip
-
-
-def _lost(loser: Prospect, chosen: Prospect | None, choice: _Choice) -> str:
-    """Why a candidate that qualifies was not chosen, in the order in which they are ranked."""
-    if chosen is None or choice.explored or loser.cost_usd < chosen.cost_usd:
-        return choice.reason
-    if loser.cost_usd > chosen.cost_usd:
-        return f"expected cost ${loser.cost_usd:f} against ${chosen.cost_usd:f}"
-    if loser.load != chosen.load:
-        return f"costs the same; load {loser.load:.2f} against {chosen.load:.2f}"
-    return f"equal to {chosen.name}, by name"
-
-
-def _judged(p: Prospect, why: str, *, fits: bool, qualifies: bool = False, score: float | None = None) -> Judged:
-    outlook = p.outlook
-    return Judged(
-        p.name, fits, qualifies, why, p.prompt_tokens, p.output_tokens, p.cost_usd, p.wait_ms, outlook.ttft_ms,
-        p.latency_ms, p.quality, score,
-    )  # fmt: skip
-
-
 def _scores(fit: list[Prospect], weights: tuple[float, float, float]) -> dict[str, float]:
     """Weighted sums of quality, cost and latency, each scaled over the candidates: 1 for the best of them, 0 for the
     worst."""
+    if not fit:
+        return {}
     whole = sum(weights)
     parts = (
         _scaled([p.quality for p in fit]),

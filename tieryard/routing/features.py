@@ -174,17 +174,38 @@ _REASONING = (
     r"|comparison|evaluation|critique|assessment|justification|proof|derivation)",
     r"(comparing|analy[sz]ing|evaluating) [^.!?\n]{0,60}\b(?:which|what|is|should)",
 )
-# Code by its looks, in the case that it was written in. "class" and "function" alone are English.
-_CODE = (
-    r"\b(?:def \w+\(|(?:const|let|var) \w+ ?=|console\.log\(|print(?:ln|f)?!?\(|System\.out\.|std::|public (?:static"
-    r"|class|void) |fn \w+[(<]|func (?:\(\w+ [*\w]+\) )?\w+\(|function ?\w*\([\w\s,=]*\) ?\{"
-    r"|SELECT\b[^;]{1,200}?\bFROM\b|select \* from|INSERT INTO|CREATE TABLE|UPDATE \w+ SET|Traceback \(most recent"
-    r"|File \"[^\"\n]+\", line \d|[A-Z]\w*(?:Error|Exception): |[A-Za-z_][\w.]+\(\)(?=[\s`;.,:?)]|$)|return [\w.]+;)",
-    r"^\s*(?:import [\w.]+(?: as \w+)?;?\s*$|from [\w.]+ import |#include\b|#!/|at [\w$.<>]+ ?\([\w.]+:\d+"
-    r"|class [A-Z]\w*[^\n]{0,60}[:{]\s*$|@\w+\s*$)",
-    r"\{[^{}]{0,200};|(?<=\w\w)\((?!s\))[^()\n]{0,80}\);\s*$|\) ?=>|=> ?[{(\[]|(?<=[a-z_\d]) => [a-z_]"
-    r"|(?<=\w) [=!]==? \w|#include ?<",
-)
+# Code by its looks, in the case that it was written in, asked only of a text that has the mark. "class" and "function"
+# alone are English.
+_CODE: dict[str, tuple[str, ...]] = {
+    "(": (
+        r"\b(?:def \w+|console\.log|print(?:ln|f)?!?|fn \w+|func (?:\(\w+ [*\w]+\) )?\w+)\(",
+        r"\bfunction ?\w*\([\w\s,=]*\) ?\{",
+        r"\b[A-Za-z_][\w.]+\(\)(?=[\s`;.,:?)]|$)",
+        r"^\s*at [\w$.<>]+ ?\([\w.]+:\d+",
+        r"(?<=\w\w)\((?!s\))[^()\n]{0,80}\);\s*$",
+    ),
+    "=": (
+        r"\b(?:const|let|var) \w+ ?=",
+        r"\) ?=>|=> ?[{(\[]|(?<=[a-z_\d]) => [a-z_]",
+        r"(?<=\w) [=!]==? \w",
+    ),
+    ":": (r"\bstd::|\b[A-Z]\w*(?:Error|Exception): ", r"^\s*class [A-Z]\w*[^\n]{0,60}:\s*$"),
+    "{": (r"\{[^{}]{0,200};", r"^\s*class [A-Z]\w*[^\n]{0,60}\{\s*$"),
+    ";": (r"\breturn [\w.]+;",),
+    "<": (r"\bfn \w+<",),
+    "#": (r"^\s*(?:#include\b|#!/)|#include ?<",),
+    "@": (r"^\s*@\w+\s*$",),
+    "import ": (r"^\s*(?:import [\w.]+(?: as \w+)?;?\s*$|from [\w.]+ import )",),
+    "public ": (r"\bpublic (?:static|class|void) ",),
+    "System.out.": (r"\bSystem\.out\.",),
+    "SELECT": (r"\bSELECT\b[^;]{1,200}?\bFROM\b",),
+    "select * from": (r"\bselect \* from",),
+    "INSERT INTO": (r"\bINSERT INTO",),
+    "CREATE TABLE": (r"\bCREATE TABLE",),
+    "UPDATE ": (r"\bUPDATE \w+ SET",),
+    "Traceback": (r"\bTraceback \(most recent",),
+    "File ": (r"\bFile \"[^\"\n]+\", line \d",),
+}
 
 _OPENER = (  # where a sentence of request may begin, and the courtesies before it
     r"(?:\A(?:you(?: are|'re| will be) [^.\n]{0,120}[.\n]\s*)?(?:(?:task|instructions?|question|q|request|prompt):\s*)?"
@@ -202,7 +223,7 @@ def _any(parts: tuple[str, ...]) -> str:
 _REQUEST = re.compile(_OPENER + "(?:" + _any(tuple(f"(?P<{k}>{_any(v)})" for k, v in _REQUESTS.items())) + ")")
 _PHRASE = re.compile(r"\b(?:" + _any(tuple(f"(?P<{k}>{_any(v)})" for k, v in _PHRASES.items())) + r")(?!\w)")
 _CUE = re.compile(rf"\b(?:{_any(_REASONING)})\b")
-_SYNTAX = re.compile(_any(_CODE), re.MULTILINE)
+_SYNTAX = {mark: re.compile(_any(looks), re.MULTILINE) for mark, looks in _CODE.items()}
 _NUMERAL = re.compile(r"\d+|\b(?:two|three|four|five|six|seven|eight|nine|ten|twice|half|double|dozen)\b")
 
 
@@ -222,7 +243,7 @@ def text_features(text: str, *, category: str | None = None) -> TextFeatures:
     words = len(text.split())
     head, tail = _ends(text)
     found = _category(head.lower(), tail.lower())
-    has_syntax = "```" in text or bool(_SYNTAX.search(head) or _SYNTAX.search(tail))
+    has_syntax = "```" in text or _looks_like_code(head) or _looks_like_code(tail)
     if has_syntax and found in (None, "reasoning", "chat"):
         found = "code"  # "why does this fail?" above a traceback
     has_code = has_syntax or found == "code"
@@ -260,6 +281,10 @@ def _category(head: str, tail: str) -> str | None:
         if kind:
             return kind
     return None
+
+
+def _looks_like_code(text: str) -> bool:
+    return any(mark in text and looks.search(text) is not None for mark, looks in _SYNTAX.items())
 
 
 def _size(text: str, words: int, has_code: bool) -> tuple[SizeClass, str]:

@@ -154,7 +154,7 @@ def floor_for(
     job: JobFeatures,
     tier: TierRules,
     policy: PolicyRules,
-    found: list[Prospect],
+    found: Sequence[Prospect],
     rules: Rules,
 ) -> Floor:
     """The highest floor that anybody sets."""

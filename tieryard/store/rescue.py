@@ -9,7 +9,7 @@ order these statements meet rows in, they are part of no deadlock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from tieryard.job import MAX_WORKER_DEATHS, WAITING, Mover, State, sources
@@ -107,6 +107,25 @@ WHERE job.id = stranded.id AND job.state = ANY(%(from)s) AND NOT job.deployment 
 RETURNING job.id
 """
 
+# A deployment that has fallen silent keeps what it was sent while it was taken to serve: that is routed once more, now
+# that others are known to be better. What was sent there since, knowingly, waits there; so does what names it.
+_STRANDED = """
+WITH fallen AS (
+    SELECT * FROM unnest(%(names)s::text[], %(until)s::float8[]) AS fallen (deployment, until)
+), stranded AS (
+    SELECT job.id FROM fallen
+    JOIN in_yard ON in_yard.state = 'routed' AND in_yard.deployment = fallen.deployment
+    JOIN job ON job.id = in_yard.id
+    JOIN decision ON decision.job_id = job.id AND decision.fence = job.fence
+    WHERE decision.decided_at < to_timestamp(fallen.until) AND decision.features ->> 'model' <> job.deployment
+    ORDER BY job.id
+    FOR UPDATE OF job SKIP LOCKED
+)
+UPDATE job SET state = 'queued', deployment = NULL, nudge_at = now() FROM stranded
+WHERE job.id = stranded.id AND job.state = ANY(%(from)s) AND job.deployment = ANY(%(names)s)
+RETURNING job.id
+"""
+
 # A batch that was stopped hands the rest of its lines to the yard's edge once they are all final. Before that it
 # would fill the window with work that nobody does, and keep other batches out of it.
 _RELEASE_STOPPED = """
@@ -195,6 +214,16 @@ def reroute(connection: Connection, known: Collection[str], *, version: int) -> 
     waiting = [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]
     wanted = {"known": list(known), "version": version, "from": waiting}
     return len(connection.execute(_REROUTE, wanted).fetchall())
+
+
+def reroute_stranded(connection: Connection, fallen: Mapping[str, float]) -> int:
+    """Takes routed jobs back from deployments that serve no more, where the decision is older than the time (epoch
+    seconds) until when they were taken to serve, and is not the job's own word: how many."""
+    if not fallen:
+        return 0
+    waiting = [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]
+    wanted = {"names": list(fallen), "until": list(fallen.values()), "from": waiting}
+    return len(connection.execute(_STRANDED, wanted).fetchall())
 
 
 def stop(connection: Connection) -> tuple[int, bool]:

@@ -136,22 +136,18 @@ def _frontier(day: Day) -> list[dict[str, Any]]:
 
 
 def _outages(day: Day) -> list[dict[str, Any]]:
-    """Each deployment in turn is away for half an hour at noon; with what waits in its queue left there, as it is now,
-    and routed again. Misses are of what is waited for."""
+    """Each deployment in turn is away for half an hour at noon. Misses are of what is waited for."""
     arrivals = day.traffic.between(NOON_S[0], NOON_S[1])
     rows = []
     for deployment in ("small", "medium", "large"):
-        for rerouted in (False, True):
-            outage = replace(NOON, deployment=deployment, rerouted=rerouted)
-            runs = World(Ours(RULES), arrivals, day.halves.known, outage=outage).run()
-            waited_for = Outcome(RULES, MIXED, runs).waited_for()
-            rows.append({
-                "away": deployment,
-                "rerouted": rerouted,
-                "jobs": len(waited_for),
-                "missed": round(share_missed(waited_for), 5),
-                "expired": sum(run.end == "expired" for run in waited_for),
-            })  # fmt: skip
+        runs = World(Ours(RULES), arrivals, day.halves.known, outage=replace(NOON, deployment=deployment)).run()
+        waited_for = Outcome(RULES, MIXED, runs).waited_for()
+        rows.append({
+            "away": deployment,
+            "jobs": len(waited_for),
+            "missed": round(share_missed(waited_for), 5),
+            "expired": sum(run.end == "expired" for run in waited_for),
+        })  # fmt: skip
     return rows
 
 

@@ -19,18 +19,18 @@ from tieryard.routing import Snapshot
 _FRESH_S = 0.25  # tieryard/snapshots.py
 _TICK_S = 0.25  # workers/feed.py
 _NOTICED_S = 2.0  # three looks 0.2 s apart, half a second to the next gauge, a quarter to the next snapshot, and some
+_SILENT_S = 5.5  # after which what waits for it is routed again: workers/rescue.py, and its next tick
 _BACK_S = 1.0  # a job whose engine died under it waits this long, up to half more, and for rescue's next tick
 
 
 @dataclass(frozen=True)
 class Outage:
-    """One deployment is away for a while. `rerouted`: what waits in its queue is decided on again when that is noticed;
-    else it waits there until the deployment is back, as it does in the fleet today."""
+    """One deployment is away for a while. What waits in its queue is decided on again once it has been silent for long
+    enough, as rescue does."""
 
     deployment: str
     start_s: float
     end_s: float
-    rerouted: bool = False
 
 
 class World:
@@ -158,6 +158,7 @@ class World:
             wait_s = _BACK_S * (1 + run.job.draw / 2) + (run.job.draw * 97) % 1.0
             self._at(self._now + wait_s, self._decide, run)
         self._at(self._now + _NOTICED_S, self._notice_gone, outage)
+        self._at(self._now + _SILENT_S, self._move_stranded, outage)
 
     def _notice_back(self, outage: Outage) -> None:
         self.servers[outage.deployment].seen_up = True
@@ -167,11 +168,15 @@ class World:
         server = self.servers[outage.deployment]
         server.seen_up, server.gone_s = False, self._now
         self._snapshot = None
-        if outage.rerouted and len(self.servers) > 1:
-            waiting, server.queue = [entry[3] for entry in sorted(server.queue)], []
-            for run in waiting:
-                run.reroutes += 1
-                self._decide(run)
+
+    def _move_stranded(self, outage: Outage) -> None:
+        server = self.servers[outage.deployment]
+        if server.up or len(self.servers) == 1:
+            return
+        waiting, server.queue = [entry[3] for entry in sorted(server.queue)], []
+        for run in waiting:
+            run.reroutes += 1
+            self._decide(run)
 
     def _recover(self, outage: Outage) -> None:
         server = self.servers[outage.deployment]
