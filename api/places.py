@@ -64,7 +64,7 @@ async def take_place(board: Switchboard, wish: Wish) -> Place:
     choice, refused, until = wish.chosen, dict(wish.tried), time.monotonic() + wish.patience_s
     while True:
         left_s = max(until - time.monotonic(), 0.001)
-        tried = frozenset(wish.tried)
+        tried = frozenset(refused)
         slot = await board.slots.take(choice.deployment, wish.tier, within_s=left_s, tried=tried, key=wish.key)
         try:
             quota = board.providers.quota(choice.deployment)

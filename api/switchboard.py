@@ -53,7 +53,6 @@ _CALL_THREADS = 16  # fewer than the store has connections: other routes need so
 _PUMP_THREADS = 8  # more than there are pumps, so that none waits for another
 _ENDINGS_KEPT = 8192  # while the store is away
 _ENDINGS_A_CALL = 2  # at most: of a move whose commit went unanswered, and of the call
-_NOT_THE_ENGINES = ("engine_busy", "internal_error", "store_away", "worker_stopped")  # say nothing of its quality
 _NOT_SERVING = "no replica of it is serving"
 _RETRY_AFTER_S = 5.0
 
@@ -180,8 +179,7 @@ class Switchboard:
         return Choice(decision.deployment, decision.reason, features, body, stored, **said)
 
     def end(self, job: Claimed, ending: Ending) -> None:
-        if ending.error_kind not in _NOT_THE_ENGINES:
-            self._observers[ending.deployment].add(job, ending)
+        self._observers[ending.deployment].add(job, ending)
         self.providers.ended(ending)
         self._writer.put(ending)
 

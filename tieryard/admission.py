@@ -182,6 +182,9 @@ class Admission:
         if request.model not in {"auto", *sizes, *self.catalog.deployments}:
             known = ["auto", *sorted(sizes), *self.catalog.deployments]
             raise ModelNotFoundError(f"'{request.model}' is not served; expected one of {_names(known)}", param="model")
+        due = request.slo.deadline if request.slo is not None else None
+        if isinstance(due, datetime) and due <= datetime.now(tz=UTC):
+            raise RequestError(f"{due.isoformat()} is over; give a time to come, or none", param="slo.deadline")
         floor = request.slo.min_quality if request.slo is not None else None
         if isinstance(floor, Relative) and floor.of not in self.catalog.deployments:
             raise RequestError(

@@ -52,7 +52,12 @@ class UserError(TieryardError):
 
 
 class CatalogError(UserError):
+    """Its message names file, line and field of every fault itself."""
+
     code = "invalid_catalog"
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class RequestError(UserError):

@@ -118,4 +118,8 @@ class InForce:
 
 def parse(version: Version) -> Catalog:
     """Raises CatalogError, for software that no longer reads what was applied."""
-    return parse_catalog(version.body, name=f"version {version.number}")
+    try:
+        return parse_catalog(version.body, name=f"version {version.number}")
+    except CatalogError as error:
+        todo = "put in force what this software reads: `tieryard config apply FILE`, or `tieryard up --catalog FILE`"
+        raise CatalogError(f"{error.message}\n{todo}", param=error.param, line=error.line) from None

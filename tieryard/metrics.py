@@ -28,7 +28,7 @@ from tieryard.engines.load import Load, load_from
 from tieryard.routing import Measured, Profile
 
 _FRESH_S = 5.0
-_SERVED = "served"
+_SERVED, _ARRIVED = "served", "arrived"  # by deployment: when it served last, and since when without a gap
 _NEEDED = "needed_tps"
 _LENGTH = "output_tokens:"
 _STEP_BACK = "step_back"
@@ -149,8 +149,14 @@ class Metrics:
     def publish_gauge(self, deployment: str, worker_id: int, gauge: Gauge) -> None:
         """Of one replica; while it takes requests, the deployment is remembered as one that served."""
         self._put(deployment, str(worker_id), gauge)
-        if gauge.capacity:
-            self._redis.hset(_SERVED, deployment, time.time())
+        if not gauge.capacity:
+            return
+        now, before = time.time(), self._redis.hget(_SERVED, deployment)
+        with self._redis.pipeline() as pipe:
+            pipe.hset(_SERVED, deployment, now)
+            if before is None or now - float(before) > _FRESH_S:
+                pipe.hset(_ARRIVED, deployment, now)
+            pipe.execute()
 
     def withdraw_gauge(self, deployment: str, worker_id: int) -> None:
         self._redis.hdel(f"gauges:{deployment}", str(worker_id))
@@ -183,14 +189,15 @@ class Metrics:
         return _replicas(_fresh(self._redis.hgetall(f"gauges:{deployment}")))
 
     def fallen(self, names: Collection[str]) -> dict[str, float]:
-        """Those of these deployments that served and are silent now, with the time (epoch seconds) until when the
-        router may have taken them to serve; none where no other serves either."""
+        """Those of these deployments that do not serve now, with the time (epoch seconds) until when the router may
+        have taken them to serve, or not have known of one that does; none where no other serves either."""
         now = time.time()
-        served = {name: at for name, at in _served(self._redis.hgetall(_SERVED)).items() if name in names}
-        silent = {name: at for name, at in served.items() if now - at > _FRESH_S}
-        if len(silent) == len(served):
+        served, arrived = (_served(self._redis.hgetall(key)) for key in (_SERVED, _ARRIVED))
+        serving = {name for name in names if now - served.get(name, 0.0) <= _FRESH_S}
+        if not serving:
             return {}
-        return {name: at + 2 * _FRESH_S for name, at in silent.items()}
+        known = max(arrived.get(name, 0.0) for name in serving) + _FRESH_S
+        return {name: max(served.get(name, 0.0) + 2 * _FRESH_S, known) for name in names if name not in serving}
 
     def _put(self, deployment: str, name: str, gauge: Gauge) -> None:
         body = {**dataclasses.asdict(gauge), "at": time.time()}

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+from tieryard.endings import start_kind
 from tieryard.job import State
 from tieryard.metrics import Metrics, Observed
 from tieryard.store.finish import Ending
@@ -43,8 +44,9 @@ class Observer:
         self._busy_s, self._busy_tokens = 0.0, 0
 
     def add(self, job: Claimed, ending: Ending) -> None:
-        """Cancelled and handed-back starts say nothing about the deployment's quality of service."""
-        if ending.state not in (State.SUCCEEDED, State.FAILED):
+        """Cancelled and handed-back starts say nothing about the deployment's quality of service, nor does a failure
+        that was its caller's fault, or ours."""
+        if ending.state not in (State.SUCCEEDED, State.FAILED) or start_kind(ending) not in ("ok", "failed"):
             return
         tally = self._tallies[job.category or "chat"]
         tally.n += 1

@@ -14,7 +14,7 @@ from tieryard.store.outcomes import Answered
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A score as it was taken. `first`: it is the first of its source, so the live quality has yet to hear of it."""
+    """A score as it was taken. `first`: it is the job's first, so the live quality has yet to hear of it."""
 
     deployment: str | None
     category: str | None
@@ -41,14 +41,18 @@ def score_job(store: Store, job_id: int, score: float, *, source: str, tenant_id
 
 
 def tell_quality(metrics: Metrics, told: Told, score: float) -> None:
-    """Once for each job and source, so that a request that is sent again counts once. Raises redis.RedisError."""
+    """Once for each job, so that neither a request that is sent again nor many sources count twice. Raises
+    redis.RedisError."""
     if told.first and told.deployment is not None and told.category is not None:
         metrics.observe(told.deployment, told.category, Observed(n=1, quality_score=score))
 
 
 def _expected(job: Answered) -> Predicted | None:
-    """Worked out again from what the decision was made on."""
+    """Worked out again from what the decision was made on; None where software of another time has stored that."""
     if job.deployment is None or not job.features or not job.snapshot:
         return None
-    features, snapshot = JobFeatures.from_dict(job.features), Snapshot.from_json(job.snapshot)
+    try:
+        features, snapshot = JobFeatures.from_dict(job.features), Snapshot.from_json(job.snapshot)
+    except (KeyError, TypeError, ValueError):
+        return None
     return predicted_for(job.deployment, features, snapshot)

@@ -31,7 +31,8 @@ _AWAY_S = 1.0  # after none came, so long it is not asked again
 
 # Fields of `quota:{deployment}`: r<bucket> requests, t<bucket> tokens, held (until, ms), refusals.
 # ARGV: limits of requests and tokens (-1: none), those for what is not urgent, window and grain in ms, hold in ms,
-# refusals; how many corrections, each (bucket, requests, tokens); then the starts, each (tokens, urgent).
+# refusals; how many corrections, each (bucket, requests, tokens); tokens of whoever asks next; then the starts, each
+# (tokens, urgent).
 _TAKE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -63,7 +64,7 @@ local function add(kind, bucket, n)
   changed[kind .. string.format('%d', bucket)] = string.format('%d', old + n)
 end
 
-local at = 10
+local at = 11
 for _ = 1, corrections do
   local bucket = tonumber(ARGV[at])
   if ends(bucket) > now then
@@ -108,7 +109,7 @@ while at < #ARGV and not refused do
     refused = true
   end
 end
-if not refused then look(0, 1) end
+if not refused then look(tonumber(ARGV[10]), 1) end
 for field, n in pairs(changed) do redis.call('HSET', KEYS[1], field, n) end
 redis.call('PEXPIRE', KEYS[1], math.max(2 * window, held - now + window))
 local function left(tier) return most.r[tier] < 0 and -1 or math.max(most.r[tier] - used.r, 0) end
@@ -164,8 +165,9 @@ class Quota:
         self._lock = threading.Lock()
         self._away_until = 0.0
 
-    def take(self, starts: Sequence[Start] = ()) -> Taken:
-        """Takes for the first of these, as many as fit. Without any it only asks, and reports corrections."""
+    def take(self, starts: Sequence[Start] = (), *, next_tokens: int = 0) -> Taken:
+        """Takes for the first of these, as many as fit. Without any it only asks whether one of `next_tokens` would,
+        and reports corrections."""
         if time.monotonic() < self._away_until:
             return _let_through(starts)
         costs = [(self._most_tokens(start), int(start.urgent)) for start in starts]
@@ -175,6 +177,7 @@ class Quota:
             self._hold_ms = self._refusals = 0
         limits = [self._limit(kind, urgent=urgent) for urgent in (True, False) for kind in ("requests", "tokens")]
         head = [*limits, _ms(WINDOW_S), _ms(_GRAIN_S), hold_ms, refusals, len(corrections)]
+        head.append(self._most_tokens(Start(next_tokens)))
         try:
             found = self._script(keys=[self._key], args=[*head, *_flat(corrections), *_flat(costs)])
         except redis.RedisError as error:

@@ -16,10 +16,12 @@ from decimal import Decimal
 import orjson
 
 from tieryard.admission import counted_for
-from tieryard.catalog import Catalog
+from tieryard.catalog import Catalog, parse_catalog
 from tieryard.costs import token_cost
+from tieryard.errors import CatalogError
+from tieryard.requests import EMBEDDINGS
 from tieryard.routing import Decision, JobFeatures, Judged, Measured, Rules, Snapshot, TierRules, decide
-from tieryard.store import Store, keys, routes
+from tieryard.store import Store, catalogs, keys, routes
 from tieryard.store.routes import Made
 
 REFUSED = "(refused)"
@@ -28,6 +30,7 @@ WAITING = "(waiting)"
 
 _KEPT = 64  # snapshots, with what they would be under the new catalog
 _NO_TIER = TierRules()
+_NOT_OURS = (KeyError, TypeError, ValueError)  # of reading what software of another time has stored
 
 
 @dataclass(slots=True)
@@ -63,11 +66,13 @@ class Sums:
 @dataclass(slots=True)
 class Report:
     """By tier, and by (from, to) of the jobs that move. `unknown` jobs have no features that could be decided again.
-    The rest counts jobs: of deployments without measurements, tokenizers without a count, and tiers that are gone."""
+    `unheard` ones have no word of the learned model, which the catalog asks for. The rest counts jobs: of deployments
+    without measurements, tokenizers without a count, and tiers that are gone."""
 
     tiers: dict[str, Sums] = field(default_factory=dict)
     moves: dict[tuple[str, str], Sums] = field(default_factory=dict)
     unknown: int = 0
+    unheard: int = 0
     unmeasured: Counter[str] = field(default_factory=Counter)
     uncounted: Counter[str] = field(default_factory=Counter)
     gone: Counter[str] = field(default_factory=Counter)
@@ -104,8 +109,8 @@ def replay(
     return again.report
 
 
-def under(catalog: Catalog, old: Snapshot) -> Snapshot:
-    """What the router would have known under this catalog when it knew `old`."""
+def under(catalog: Catalog, old: Snapshot, *, exploring: bool = True) -> Snapshot:
+    """What the router would have known under this catalog when it knew `old`. `exploring`: there was money for it."""
     known = {c.name: c for c in old.candidates}
     idle = {name: Measured(capacity=d.max_in_flight, replicas=1) for name, d in catalog.deployments.items()}
     seen = {c.name: Measured(**{f.name: getattr(c, f.name) for f in fields(Measured)}) for c in old.candidates}
@@ -114,6 +119,7 @@ def under(catalog: Catalog, old: Snapshot) -> Snapshot:
         gauges=idle | seen,
         profiles={name: c.profiles for name, c in known.items()},
         needed_tps={name: tier.needed_tps for name, tier in old.rules.tiers.items()},
+        exploring=exploring,
         step_back=old.rules.step_back,
     )
     return made.refusing({name: c.refused for name, c in known.items() if c.refused})
@@ -139,15 +145,17 @@ class _Again:
         self._tokenizers = {d.tokenizer for d in catalog.deployments.values()}
         self._sides: OrderedDict[int, _Sides] = OrderedDict()
         self._tenants: dict[int, str] = {}
+        self._shares: dict[str, float] = {}
 
     def add(self, chunk: list[Made]) -> None:
         bodies = routes.snapshots(self._store, {m.snapshot_id for m in chunk} - self._sides.keys())
         self._learn_names({m.tenant_id for m in chunk})
         for made in chunk:
-            if not made.features or (sides := self._sides_of(made.snapshot_id, bodies)) is None:
+            job, sides = _features(made), self._sides_of(made.snapshot_id, bodies)
+            if job is None or sides is None:
                 self.report.unknown += 1
                 continue
-            one, move = self._compare(made, sides)
+            one, move = self._compare(made, job, sides)
             self.report.tiers.setdefault(made.tier, Sums()).add(one)
             if one.moved:
                 self.report.moves.setdefault(move, Sums()).add(one)
@@ -165,19 +173,36 @@ class _Again:
                 bodies |= routes.snapshots(self._store, [snapshot_id])
             if snapshot_id not in bodies:
                 return None
-            old = Snapshot.from_json(orjson.loads(bodies[snapshot_id]))
+            try:
+                old = Snapshot.from_json(orjson.loads(bodies[snapshot_id]))
+            except _NOT_OURS:
+                return None
             known = {c.name for c in old.candidates}
             unmeasured = tuple(name for name in self._catalog.deployments if name not in known)
-            new = old if old.catalog == self._hash else under(self._catalog, old)
+            new = old if old.catalog == self._hash else under(self._catalog, old, exploring=self._could_explore(old))
             found = self._sides[snapshot_id] = _Sides(old, new, unmeasured)
             if len(self._sides) > _KEPT:
                 self._sides.popitem(last=False)
         self._sides.move_to_end(snapshot_id)
         return found
 
-    def _compare(self, made: Made, sides: _Sides) -> tuple[Sums, tuple[str, str]]:
+    def _could_explore(self, old: Snapshot) -> bool:
+        """Whether there was money for it at that moment: where there was none the snapshot has no share, and its
+        catalog has."""
+        if old.rules.explore_share:
+            return True
+        if old.catalog not in self._shares:
+            version = catalogs.of_hash(self._store, old.catalog)
+            try:
+                share = parse_catalog(version.body).routing.exploration.share if version is not None else 0.0
+            except CatalogError:  # of another software
+                share = 0.0
+            self._shares[old.catalog] = share
+        return not self._shares[old.catalog]
+
+    def _compare(self, made: Made, job: JobFeatures, sides: _Sides) -> tuple[Sums, tuple[str, str]]:
         """One job's part, and its move."""
-        job = counted_for(replace(JobFeatures.from_dict(made.features), tier=made.tier), sides.old)
+        job = counted_for(job, sides.old)
         old = decide(job, sides.old)
         wanted = self._under(job, made, sides)
         new = decide(wanted, sides.new)
@@ -204,9 +229,13 @@ class _Again:
             self.report.gone[made.tier] += 1
         for name in self._tokenizers - job.prompt_tokens.keys():
             self.report.uncounted[name] += 1
+        chosen = not job.pinned and job.endpoint != EMBEDDINGS
+        if chosen and sides.new.rules.classifier == "learned" and job.hardness is None:
+            self.report.unheard += 1
         tenant = self._tenants.get(made.tenant_id, "")
-        policy = tenant if tenant in self._catalog.routing.policies else ""
-        return counted_for(replace(job, policy=policy), sides.new)
+        policy = self._catalog.routing.policies.get(tenant)
+        sticky = job.sticky if policy is None or policy.sticky else ""
+        return counted_for(replace(job, policy=tenant if policy is not None else "", sticky=sticky), sides.new)
 
     def _add_both(
         self,
@@ -228,6 +257,14 @@ class _Again:
         one.old_missed = int(_missed(*before, sides.old.rules))
         one.new_missed = int(_missed(*after, sides.new.rules))
         one.old_quality, one.new_quality = before[1].quality, after[1].quality
+
+
+def _features(made: Made) -> JobFeatures | None:
+    """None where there are none, or those of another software."""
+    try:
+        return replace(JobFeatures.from_dict(made.features), tier=made.tier) if made.features else None
+    except _NOT_OURS:
+        return None
 
 
 def _judged(decision: Decision, deployment: str | None) -> Judged | None:
@@ -265,6 +302,8 @@ def notes(report: Report) -> Iterator[str]:
         yield f"no prompt was counted with {name} for {jobs:,} jobs: the most that another tokenizer counted stands in"
     for name, jobs in sorted(report.gone.items()):
         yield f"the catalog has no tier {name}, of which {jobs:,} jobs are: they count as without an SLO"
+    if report.unheard:
+        yield f"the learned model has read no prompt of {report.unheard:,} jobs: the rules decide there"
     if report.unknown:
         yield f"{report.unknown:,} jobs could not be decided again: they could not be read, or their snapshot is gone"
     total = report.total

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=2.0, gt=0)
     window_s: float = Field(default=4.0, gt=0, description="Seconds of work the feeder keeps released per tier.")
     drain_s: float = Field(default=25.0, ge=0, description="How long a stopping worker lets its jobs finish.")
+    snapshots_kept_days: float = Field(
+        default=2.0, ge=0.1, description="Decisions can be told in every number, and replayed, for so long."
+    )
 
     keepalive_s: float = Field(default=5.0, gt=0, description="Between comments in a stream that has no token yet.")
     send_timeout_s: float = Field(default=30.0, gt=0, description="A caller that reads nothing for so long has gone.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import replace
 from decimal import Decimal
 
@@ -20,6 +21,8 @@ from tieryard.routing import Snapshot
 from tieryard.telemetry import Event
 
 FRESH_S = 0.25
+_REMEMBERED = 16  # snapshots that are stored, of some 30 kB each
+_REMEMBERED_S = 3600.0  # far less than they are kept for
 
 
 class Snapshots:
@@ -30,8 +33,8 @@ class Snapshots:
         self._catalog = catalog
         self._log = log
         self._read_at = float("-inf")
-        self._stored: tuple[bytes, int] | None = None
-        self._reading, self._money = threading.Lock(), threading.Lock()
+        self._stored: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # id, and when
+        self._reading, self._money, self._storing = threading.Lock(), threading.Lock(), threading.Lock()
         self._owed_usd = Decimal(0)
         self.live = Live({}, {}, {})
         self.last = Snapshot.of(catalog, exploring=False)
@@ -119,9 +122,15 @@ class Snapshots:
         )
 
     def stored_as(self, body: bytes) -> int | None:
-        """The id under which this very snapshot was stored last, if it was."""
-        return self._stored[1] if self._stored is not None and self._stored[0] == body else None
+        """The id under which this very snapshot was stored lately, if it was."""
+        snapshot_id, at = self._stored.get(body, (None, 0.0))
+        return snapshot_id if time.monotonic() - at < _REMEMBERED_S else None
 
     def remember(self, body: bytes, snapshot_id: int) -> None:
-        """After the commit that stored it."""
-        self._stored = (body, snapshot_id)
+        """After the commit that stored it. Calls take turns between a few: with what is full or has failed them passed
+        over, and without."""
+        with self._storing:
+            self._stored[body] = snapshot_id, time.monotonic()
+            self._stored.move_to_end(body)
+            if len(self._stored) > _REMEMBERED:
+                self._stored.popitem(last=False)

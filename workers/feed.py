@@ -175,7 +175,7 @@ class Feeder:
     def tick(self, connection: Connection) -> bool:
         """One look: release what there is room for, publish it, finish what is done. Whether there was any of that: if
         not, the next look can wait longer, for the engines take a while over what they have."""
-        found = batches.open_batches(connection, self._floors)
+        found = batches.open_batches(connection, self._floors, self._wishes())
         self._floors = {b.id: b.first_job_id + b.released_to if b.lowest is None else b.lowest for b in found}
         by_tier: dict[str, list[OpenBatch]] = defaultdict(list)
         for batch in found:
@@ -215,6 +215,11 @@ class Feeder:
                 completed = batches.complete(connection, done)
             self._tell(completed)
         return bool(advances or done)
+
+    def _wishes(self) -> dict[str, float]:
+        """By tier, the seconds from acceptance within which it wants its jobs done."""
+        wished = ((name, tier.slo.deadline) for name, tier in self._yard.catalog.tiers.items())
+        return {name: deadline.total_seconds() for name, deadline in wished if deadline is not None}
 
     def _tell_needed(self, by_tier: dict[str, list[OpenBatch]]) -> None:
         """The router moves jobs up to dearer deployments when the cheap ones cannot meet the deadlines."""

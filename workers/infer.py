@@ -53,10 +53,10 @@ class Inference:
         self._engine = engine or yard.engine(name)
         self._upkeep = Upkeep(yard, name, self._engine, changed=self._engine_changed)
         self._standing = Standing(yard, self._names)
-        self._pacing = Pacing(yard, self._names, self._upkeep, changed=self._more_may_start)
+        self._ready = Ready()
+        self._pacing = Pacing(yard, self._names, self._upkeep, waits=self._ready.holds, changed=self._more_may_start)
         self._overflow = Overflow(yard, self._names)
         self._inbox = Inbox(within_s=yard.settings.window_s)
-        self._ready = Ready()
         self._running: dict[int, asyncio.Task[None]] = {}
         self._realtime_running = 0
         self._stopping: dict[int, str] = {}
@@ -110,7 +110,9 @@ class Inference:
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._pumps = [self._loop.create_task(pump()) for pump in (self._upkeep.run, self._feed, self._poll)]
+        self._pumps = [
+            self._loop.create_task(pump()) for pump in (self._upkeep.run, self._feed, self._poll, self._stops)
+        ]
         for pump in self._pumps:
             pump.add_done_callback(self._pump_ended)
         self._loop.run_forever()
@@ -134,12 +136,11 @@ class Inference:
             self._set_gate()
 
     async def _poll(self) -> None:
-        """Every half second: stops that were asked for, gauges, live metrics, and the room that calls need."""
+        """Every half second: gauges, live metrics, and the room that calls need."""
         while True:
             await asyncio.sleep(_POLL_S)
             if self._writer.failure is not None:
                 raise self._writer.failure
-            await self._honour_stops()
             gauge = self._gauge()
             try:
                 await asyncio.to_thread(self._standing.publish, gauge, self._standing.take())
@@ -353,6 +354,13 @@ class Inference:
             self._yard.nudge_callbacks()
 
     # --- stopping ------------------------------------------------------------------------------------
+
+    async def _stops(self) -> None:
+        """Every half second: stops that were asked for. Apart from the gauges: while Postgres is slow this replica
+        still serves, and must not be taken for gone."""
+        while True:
+            await asyncio.sleep(_POLL_S)
+            await self._honour_stops()
 
     async def _honour_stops(self) -> None:
         held = [*self._running, *(job.id for job in self._unstarted)]

@@ -30,10 +30,19 @@ _LONGEST_BACKOFF_S = 60.0  # between refusals that do not say how long to wait
 
 
 class Pacing:
-    """Of one infer process. `changed` is called when more may start. On the loop, but for what says otherwise."""
+    """Of one infer process. `waits` says whether a job that was refused is still here; `changed` is called when more
+    may start. On the loop, but for what says otherwise."""
 
-    def __init__(self, yard: Yard, names: list[str], upkeep: Upkeep, *, changed: Callable[[], None]) -> None:
-        self._yard, self._names, self._upkeep, self._changed = yard, names, upkeep, changed
+    def __init__(
+        self,
+        yard: Yard,
+        names: list[str],
+        upkeep: Upkeep,
+        *,
+        waits: Callable[[Claimed], bool],
+        changed: Callable[[], None],
+    ) -> None:
+        self._yard, self._names, self._upkeep, self._waits, self._changed = yard, names, upkeep, waits, changed
         self._spec = yard.catalog.deployments[names[0]]
         self._quota = yard.quotas.of(yard.catalog, names[0])
         self._breakers = Breakers(yard.redis)
@@ -49,6 +58,7 @@ class Pacing:
         self._left_urgent: int | None = None
         self._refusals: int | None = None
         self._refused_in_a_row = 0
+        self._next: tuple[Claimed, int] | None = None  # refused last, and the tokens that it may use
         self.asking = 0
         """Jobs for which leave is being asked."""
 
@@ -141,10 +151,12 @@ class Pacing:
         """Twice a second, and at once after a failure: tells how starts went and what they used, and hears what others
         found. Raises redis.RedisError."""
         told, self._counts = self._counts, _nothing(self._names)
-        self._hear(*await asyncio.to_thread(self._tell, told))
+        # There is room when the next job fits: without it a few tokens that are left would say that there is.
+        next_tokens = self._next[1] if self._next is not None and self._waits(self._next[0]) else 0
+        self._hear(*await asyncio.to_thread(self._tell, told, next_tokens))
 
-    def _tell(self, told: dict[str, Counter[StartKind]]) -> tuple[Breaker, Taken | None]:
-        taken = self._quota.take() if self._quota is not None else None
+    def _tell(self, told: dict[str, Counter[StartKind]], next_tokens: int) -> tuple[Breaker, Taken | None]:
+        taken = self._quota.take(next_tokens=next_tokens) if self._quota is not None else None
         rules = self._yard.catalog.routing.breaker
         found = [self._breakers.tell(name, rules, told[name]) for name in self._names]
         return found[0], taken
@@ -173,7 +185,11 @@ class Pacing:
 
     def _take(self, jobs: Sequence[Claimed]) -> Taken:
         assert self._quota is not None
-        return self._quota.take([Start(self._tokens(job), urgent=job.tier == REALTIME) for job in jobs])
+        starts = [Start(self._tokens(job), urgent=job.tier == REALTIME) for job in jobs]
+        taken = self._quota.take(starts)
+        granted = len(taken.granted)
+        self._next = (jobs[granted], starts[granted].tokens) if granted < len(jobs) else None
+        return taken
 
     def _tokens(self, job: Claimed) -> int:
         """Prompt and answer at most. What cannot be read or counted takes none: it will be refused."""

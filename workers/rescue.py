@@ -17,7 +17,7 @@ from tieryard.job import State
 from tieryard.lease import API
 from tieryard.metrics import Replica
 from tieryard.queues import BrokerError, Parcel, model_queue, parcels_to_classify, replica_of
-from tieryard.store import Connection, files, idempotency, rescue
+from tieryard.store import Connection, files, idempotency, rescue, routes
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
@@ -32,6 +32,7 @@ _LOOKED = "tieryard:queues"
 """A key that exists for a minute after somebody has looked for queues of replicas that have left."""
 
 _LOOK_EVERY_S = 60
+_LOOK_FOR_S = 3600.0  # for jobs that a deployment kept when it fell silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
             rerouted = rescue.reroute(connection, yard.catalog.deployments, version=yard.in_force.number)
             rerouted += rescue.reroute_stranded(connection, fallen)
             idempotency.forget_old(connection)
+            routes.forget_snapshots(connection, days=yard.settings.snapshots_kept_days)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
         _forget(yard, buried)
@@ -109,11 +111,13 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
 
 
 def _fallen(yard: Yard) -> dict[str, float]:
-    """Deployments that serve no more, and until when they were taken to; without Redis nobody knows."""
+    """Deployments that serve no more, and until when they were taken to, or nobody else was known to; without Redis
+    nobody knows. After a while there is nothing left to find: some are away for good."""
     try:
-        return yard.metrics.fallen(yard.catalog.deployments)
+        found = yard.metrics.fallen(yard.catalog.deployments)
     except redis.RedisError:
         return {}
+    return {name: until for name, until in found.items() if time.time() - until < _LOOK_FOR_S}
 
 
 def _forget(yard: Yard, buried: list[Buried]) -> None:

@@ -17,6 +17,7 @@ class Standing:
 
     def __init__(self, yard: Yard, names: list[str]) -> None:
         self._yard, self._names = yard, names
+        self._kept = yard.catalog.deployments[names[0]].realtime_reserve
         self._observers = {name: Observer(yard.metrics, name) for name in names}
         self._calls: Counter[str] = Counter()
         self.others_serve = False
@@ -38,7 +39,7 @@ class Standing:
         """In a thread. Deployments that share the engine each see the others' calls as jobs of this worker. Raises
         redis.RedisError."""
         metrics, worker_id = self._yard.metrics, self._yard.worker_id
-        full = gauge.backlog > 0 and gauge.in_flight >= gauge.capacity > 0
+        full = gauge.backlog > 0 and gauge.capacity > 0 and gauge.in_flight >= gauge.capacity - self._kept
         for name in self._names:
             elsewhere = self._calls.total() - self._calls[name]
             metrics.publish_gauge(name, worker_id, replace(gauge, in_flight=gauge.in_flight + elsewhere))

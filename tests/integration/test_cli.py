@@ -244,7 +244,7 @@ def test_config_check(run: Run, tmp_path: Path) -> None:
     ran = run("config", "check", str(bad))
     assert (ran.code, ran.out) == (2, "")
     line = text.split("context_limit: 512")[0].count("\n") + 1
-    assert f"line {line}" in ran.err
+    assert f"{bad}:{line}: " in ran.err
     assert "context_limit" in ran.err
     assert run("config", "check", str(tmp_path / "none.yaml")).code == 2
 

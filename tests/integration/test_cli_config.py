@@ -100,6 +100,16 @@ def test_versions_that_are_not_there(run: Run, here: None, file: Path) -> None:
     assert "tieryard config versions" in ran.err
 
 
+def test_a_policy_for_nobody_is_said(run: Run, here: None, store: Store, tenant: int, file: Path) -> None:
+    [[known]] = store.fetch("SELECT name FROM tenant")
+    policies = f"routing: {{policies: {{{known}: {{models: [short]}}, acmee: {{regions: [eu]}}}}}}\n"
+    file.write_text(file.read_text() + policies)
+    said = "- policy acmee: there is no tenant of this name; it will hold once there is\n"
+    assert run("config", "apply", str(file), "--dry-run").out == said
+    assert run("config", "apply", str(file)).out == f"{said}version 1 is in force\n"
+    assert run("config", "diff", str(file)).out == f"t.yaml says what version 1 says\n{said}"
+
+
 def test_a_tier_with_unfinished_jobs_stays(run: Run, here: None, store: Store, tenant: int, file: Path) -> None:
     run("config", "apply", str(file))
     [job] = make.save_jobs(store, tenant, tier="bulk")

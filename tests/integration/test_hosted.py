@@ -203,6 +203,25 @@ def test_tokens_a_minute_count_what_was_used_and_jobs_that_name_the_api_wait(
         found.costs_nothing()
 
 
+def test_what_waits_for_tokens_goes_elsewhere(
+    settings: Settings, store: Store, tenant: int, tmp_path: Path, fakes: tuple[FakeVllm, FakeVllm]
+) -> None:
+    """Some are left, though too few for the next job: to look without asking for any says that it is free."""
+    most = 10 * (2 + 4 + 8) + 5
+    fakes[0].plan = replace(fakes[0].plan, tokens_per_minute=most)
+    limits = f"key_env: VENDOR_KEY\n      limits: {{tokens_per_minute: {most}}}"
+    with fleet(settings, store, tenant, tmp_path, fakes, engine=limits, replicas=1) as found:
+        serves(found)
+        ids = found.bring(40)
+        eventually(lambda: found.done(ids), within_s=30, what="every job to end")
+        states = found.states()
+        assert states["succeeded", "api"] <= 10
+        assert states["succeeded", "own"] >= 30
+        assert fakes[0].state.limited == 0
+        assert not store.fetch("SELECT FROM timing WHERE error = ''")
+        found.costs_nothing()
+
+
 def test_a_refusal_that_was_not_foreseen_holds_the_deployment_and_lowers_its_limit(
     settings: Settings, store: Store, tenant: int, tmp_path: Path, fakes: tuple[FakeVllm, FakeVllm]
 ) -> None:

@@ -21,7 +21,7 @@ from tests.conftest import CATALOGS, eventually
 from tests.gateway import Gateway
 from tests.integration.inference import Bench
 from tieryard.catalog import Catalog, load_catalog, parse_catalog
-from tieryard.errors import UserError
+from tieryard.errors import CatalogError, UserError
 from tieryard.in_force import InForce
 from tieryard.lease import OUTDATED_EXIT
 from tieryard.queues import parcels_to_classify
@@ -79,6 +79,12 @@ def test_without_postgres_the_file_counts_until_it_is_back(settings: Settings, s
     assert taken.wait(10)
     assert (found.number, found.catalog.hash()) == (1, parse_catalog(CHEAP_LONG).hash())
     found.close()
+
+
+def test_a_start_by_what_cannot_be_read_says_what_to_do(settings: Settings, store: Store) -> None:
+    catalogs.apply(store, "version: 0\n", name="0" * 12, tiers=[])
+    with pytest.raises(CatalogError, match=r"version 1:1: version: input should be 1\n(.*\n)*put in force"):
+        in_force(settings, store)
 
 
 def test_a_version_that_cannot_be_used_leaves_the_old_one_in_force(settings: Settings, store: Store) -> None:

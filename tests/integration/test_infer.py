@@ -183,6 +183,30 @@ def test_cancel_aborts_the_request_and_bills_what_it_used(bench: Bench) -> None:
     assert bench.yard.store.fetch("SELECT prompt_tokens, completion_tokens FROM ledger") == [(7, 3)]
 
 
+def test_a_replica_tells_of_its_load_while_postgres_hangs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def hangs(*_: object) -> dict[int, str]:
+        asked.set()
+        go.wait()
+        return {}
+
+    bench.bring("wait long")
+    eventually(lambda: bench.engine.running, what="the request")
+    monkeypatch.setattr(jobs, "stops_requested", hangs)
+    assert asked.wait(10)
+
+    def told() -> list[bytes]:
+        return bench.yard.redis.hvals("gauges:short")
+
+    try:
+        for _ in range(3):
+            before = told()
+            eventually(lambda at=before: told() != at, what="another gauge")
+    finally:
+        go.set()
+
+
 def test_realtime_starts_though_bulk_holds_every_slot_it_may(bench: Bench) -> None:
     spec = bench.yard.catalog.deployments["short"]
     bench.bring(*(f"wait {i}" for i in range(spec.max_in_flight * 2)), tier="bulk")

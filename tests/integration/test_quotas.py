@@ -45,6 +45,16 @@ def test_tokens_are_taken_in_order_so_that_a_large_job_is_not_passed_by_small_on
     assert taken.left is None, "requests are not limited"
 
 
+def test_who_only_asks_is_told_whether_the_next_one_would_fit(client: redis.Redis) -> None:
+    quota = limited(client, tokens=100)
+    quota.take([Start(60)])
+    assert quota.take(next_tokens=40).wait_s == 0
+    assert quota.take(next_tokens=41).why == "its 100 tokens a minute are used up"
+    assert quota.take(next_tokens=5000).why, "as one that is larger than the limit would take all of it"
+    assert quota.take().wait_s == 0
+    assert len(quota.take([Start(40)]).granted) == 1, "nothing was taken meanwhile"
+
+
 def test_a_job_larger_than_the_limit_takes_all_of_a_minute(client: redis.Redis) -> None:
     quota = limited(client, tokens=100)
     assert [ticket.tokens for ticket in quota.take([Start(5000)]).granted] == [100]

@@ -127,7 +127,7 @@ def test_the_feeder_does_not_walk_over_what_has_finished(yard: Yard, tenant: int
         released = yard.store.fetch("SELECT released_to FROM batch")[0][0]
         ids = list(range(batch_id + 1, batch_id + 1 + released))
         jobs.cancel(yard.store, ids, tenant_id=tenant)
-        found = batches.open_batches(connection, {})
+        found = batches.open_batches(connection, {}, {})
         assert found[0].outstanding == 0
         feeder._yard.publisher.publish = lambda _: 0  # type: ignore[method-assign,assignment]
         feeder.tick(connection)

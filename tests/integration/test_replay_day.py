@@ -21,7 +21,7 @@ from tieryard.cli.fleet import database
 from tieryard.job import State
 from tieryard.replay import REFUSED, Report, notes, replay
 from tieryard.routing import JobFeatures, Measured, Profile, Snapshot, TextFeatures, decide, plain
-from tieryard.store import Store, jobs, keys, routes
+from tieryard.store import Store, catalogs, jobs, keys, routes
 from tieryard.store.finish import finish
 from tieryard.store.jobs import Routed
 
@@ -55,9 +55,14 @@ SEEN = Profile(samples=100, timestamp=0.0, ttft_p95_ms=100, tpot_p95_ms=10, outp
 HOUR = timedelta(hours=1)
 
 
-def catalog_of(*, price: str = "1", dear: str = "dear", tokenizer: str = "utf8", waits: str = "false", more: str = ""):
-    text = CATALOG.format(price=price, dear=dear, tokenizer=tokenizer, waits=waits) + more
-    return parse_catalog(text)
+def text_of(
+    *, price: str = "1", dear: str = "dear", tokenizer: str = "utf8", waits: str = "false", more: str = ""
+) -> str:
+    return CATALOG.format(price=price, dear=dear, tokenizer=tokenizer, waits=waits) + more
+
+
+def catalog_of(**parts: str) -> Catalog:
+    return parse_catalog(text_of(**parts))
 
 
 @pytest.fixture
@@ -77,12 +82,14 @@ class Day:
     store: Store
     tenant: int
     catalog: Catalog
+    exploring: bool = True
 
     def snapshot(self, *, down: str = "") -> Snapshot:
         broken = {down: "its circuit breaker is open"}
         names = self.catalog.deployments
         gauges = {n: Measured(capacity=64, replicas=1, broken=broken.get(n, "")) for n in names}
-        return Snapshot.of(self.catalog, gauges=gauges, profiles={n: {"chat": SEEN} for n in gauges})
+        profiles = {n: {"chat": SEEN} for n in gauges}
+        return Snapshot.of(self.catalog, gauges=gauges, profiles=profiles, exploring=self.exploring)
 
     def job(self, features: JobFeatures, *, down: str = "", tenant: int | None = None, **ending: Any) -> int:
         """One job, decided as the classifier would; run to its end unless `ending` is None for a field of its own."""
@@ -208,6 +215,47 @@ def test_what_waits_what_cannot_be_read_and_what_is_routed_again(day: Day, store
     assert day.again(waiting, limit=1).total.jobs + day.again(waiting, limit=1).unknown == 1
 
 
+def test_what_another_software_stored_is_counted_as_unknown(day: Day, store: Store) -> None:
+    for _ in range(3):
+        day.job(asked())
+    first = "UPDATE decision SET features = features || '{\"odd\": 1}' WHERE job_id = (SELECT min(id) FROM job)"
+    last = "UPDATE routing_snapshot SET body = body - 'candidates' WHERE id = (SELECT max(snapshot_id) FROM decision)"
+    with store.transaction() as connection:
+        assert connection.execute(first).rowcount == connection.execute(last).rowcount == 1
+    report = day.again(catalog_of(price="2"))
+    assert (report.total.jobs, report.unknown) == (1, 2)
+
+
+def test_what_could_not_be_explored_then_is_not_explored_again(day: Day) -> None:
+    exploring = "  exploration: {share: 0.2, tiers: [batch]}\n"
+    day.catalog = catalog_of(more=exploring)
+    catalogs.apply(day.store, text_of(more=exploring), name=day.catalog.hash(), tiers=day.catalog.tiers)
+    day.exploring = False  # the day's money was used up
+    day.job(asked())
+    assert day.again(catalog_of(price="0.9", more=exploring)).moves == {}
+    day.exploring = True
+    day.job(asked())
+    assert day.store.fetch("SELECT deployment FROM job ORDER BY id") == [("cheap",), ("dear",)]
+    assert day.again(catalog_of(price="0.9", more=exploring)).moves == {}
+    day.catalog = catalog_of()  # one that never explored says nothing of money
+    day.job(asked())
+    assert day.again(catalog_of(price="0.9", more=exploring)).total.moved == 1
+
+
+def test_a_policy_that_does_not_stick_and_a_prompt_that_the_model_never_read(day: Day, store: Store) -> None:
+    keys.add_key(store, "ty_other", tenant="other", name="test")
+    other = keys.holder_of(store, "ty_other").tenant_id
+    text = text_of(price="9.9").replace("output_usd_per_1m: 1}", "output_usd_per_1m: 19}")
+    day.catalog = parse_catalog(text)
+    day.job(asked(sticky="dear"), tenant=other)
+    assert day.store.fetch("SELECT deployment FROM job") == [("dear",)]
+    assert day.again(parse_catalog(text + "  max_error_rate: 0.02\n")).total.moved == 0
+    free = parse_catalog(text + "  policies:\n    other: {sticky: false}\n")
+    assert day.again(free).moves.keys() == {("dear", "cheap")}
+    learned = day.again(parse_catalog(text.replace("classifier: rules", "classifier: learned")))
+    assert "the learned model has read no prompt of 1 jobs: the rules decide there" in " ".join(notes(learned))
+
+
 # At size
 
 OLD, NEW = 30_000, 50_000
@@ -326,7 +374,7 @@ def test_replay_on_the_command_line(
     rows: dict[str, list[str]] = {}
     for line in ran.out.splitlines():
         rows.setdefault(line.split()[0] if line.strip() else "", line.split())
-    assert rows["batch"][1:7] == ["3", "100.0%", "0.0004", "0.0042", "+1066.7%"]
+    assert rows["batch"][1:7] == ["3", "100.0%", "0.00036", "0.0042", "+1066.7%"]
     assert rows["all"][1] == "4"
     assert rows["cheap"][:3] == ["cheap", "dear", "3"]
     found = json.loads(run(*asking, "--json").out)

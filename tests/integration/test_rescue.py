@@ -15,6 +15,7 @@ from tieryard.metrics import Gauge
 from tieryard.queues import Parcel, model_queue, parcels_to_infer, replica_queue
 from tieryard.settings import Settings
 from tieryard.store import Store, workers
+from tieryard.store.reads import get_story
 from workers.classify import Classifier
 from workers.rescue import EPOCH, sweep
 from workers.yard import Yard
@@ -116,6 +117,7 @@ def test_jobs_that_wait_to_be_routed_do_not_pass_others_either(yard: Yard, sent:
 
 def test_a_dead_worker_is_forgotten_with_its_adapters(yard: Yard, sent: list[Parcel], tenant: int) -> None:
     dead, living = (replica(yard, "base", "legal") for _ in range(2))
+    replica(yard, "short")
     ids = [make.save_jobs(yard.store, tenant)[0] for _ in range(3)]
     for job, name in zip(ids, ("base", "legal", "short"), strict=True):
         make.route(yard.store, [job], deployment=name)
@@ -160,15 +162,37 @@ def test_what_waits_for_a_deployment_knowingly_is_left_there(
 ) -> None:
     """Or where no other could take it."""
     short = replica(yard, "short")
-    [job] = make.save_jobs(yard.store, tenant, text=make.body("Hi."))
-    Classifier(yard, yard.admission()).classify("batch", yard.due("batch"), to_runs([job]))
     if others:
         replica(yard, "long")
+        yard.redis.hset("arrived", "long", time.time() - 60)
+    [job] = make.save_jobs(yard.store, tenant, text=make.body("Hi."))
+    Classifier(yard, yard.admission()).classify("batch", yard.due("batch"), to_runs([job]))
     silence(yard, short, "short", for_s=11 if others else 6)
     sent.clear()
     sweep(yard)
     assert make.column(yard.store, "(state, deployment)", [job]) == [("routed", "short")]
     assert not sent
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_what_was_sent_where_nobody_served_is_routed_again_when_another_comes_up(
+    yard: Yard, sent: list[Parcel], tenant: int, flushed: bool
+) -> None:
+    """It has never served, or nobody remembers that it has."""
+    if flushed:
+        replica(yard, "base")
+    [job] = make.save_jobs(yard.store, tenant, tier="interactive", text=make.body("Hi."))
+    Classifier(yard, yard.admission()).classify("interactive", yard.due("interactive"), to_runs([job]))
+    assert make.column(yard.store, "(state, deployment)", [job]) == [("routed", "base")]
+    if flushed:
+        yard.redis.flushall()
+    sent.clear()
+    sweep(yard)
+    assert make.column(yard.store, "state", [job]) == ["routed"]
+    replica(yard, "long")
+    sweep(yard)
+    assert make.column(yard.store, "(state, deployment)", [job]) == [("queued", None)]
+    assert places(sent) == {job: "tier.interactive"}
 
 
 def test_the_queue_of_a_replica_that_left_long_ago_is_moved(yard: Yard) -> None:
@@ -198,3 +222,18 @@ def test_queues_are_looked_for_once_a_minute(yard: Yard) -> None:
     yard.redis.delete("tieryard:queues")
     sweep(yard)
     assert yard.redis.exists(replica_queue("short", 9)) == 0
+
+
+def test_old_snapshots_are_forgotten_and_decisions_keep_their_reason(
+    yard: Yard, sent: list[Parcel], tenant: int
+) -> None:
+    old, new = (make.save_jobs(yard.store, tenant)[0] for _ in range(2))
+    make.route(yard.store, [old])
+    days = {"days": yard.settings.snapshots_kept_days + 0.01}
+    yard.store.fetch("UPDATE routing_snapshot SET taken_at = now() - %(days)s * interval '1 day' RETURNING id", days)
+    make.route(yard.store, [new])
+    sweep(yard)
+    kept = yard.store.fetch("SELECT job_id FROM decision JOIN routing_snapshot s ON s.id = snapshot_id")
+    assert kept == [(new,)]
+    [(decision, snapshot)] = get_story(yard.store, old, tenant_id=tenant).decisions
+    assert (decision.reason, snapshot) == ("short and plain", {})

@@ -174,6 +174,7 @@ def test_it_is_what_the_classifier_then_does(client: TestClient, yard: Yard, sto
         ({"slo": {"max_ttft_ms": -1}}, 400, "slo.max_ttft_ms"),
         ({"slo": {"soon": True}}, 400, "slo.soon"),
         ({"slo": {"min_quality": {"share": 0.9, "of": "none"}}}, 400, "slo.min_quality.of"),
+        ({"slo": {"deadline": "2020-01-01T00:00:00Z"}}, 400, "slo.deadline"),
         ({"max_cost_usd": -1}, 400, "max_cost_usd"),
         ({"unknown": 1}, 400, "unknown"),
     ],

@@ -76,7 +76,7 @@ def test_a_score_is_kept_with_what_was_expected_and_moves_the_live_quality(
     assert profile.keys() == {"quality_timestamp"}, "nothing that would make other measurements look fresh"
 
 
-def test_a_later_score_of_the_same_source_replaces_and_counts_once(
+def test_a_later_score_of_the_same_source_replaces_and_a_job_counts_once(
     store: Store, tenant: int, send: Send, redis_url: str
 ) -> None:
     job = answered(store, tenant)
@@ -87,7 +87,7 @@ def test_a_later_score_of_the_same_source_replaces_and_counts_once(
         ("unit-tests", 0.0, None),
     ]
     with redis.Redis.from_url(redis_url) as connected:
-        assert connected.hmget("metrics:one:chat", "quality_score", "quality_samples") == [b"0.5", b"2"]
+        assert connected.hmget("metrics:one:chat", "quality_score", "quality_samples") == [b"1", b"1"]
 
 
 def test_only_its_owner_scores_a_job_and_only_one_that_has_an_answer(
@@ -172,6 +172,13 @@ def test_an_answer_that_was_used_again_is_nobodys_to_judge(store: Store, tenant:
     kept = send(job, score=1).json()
     assert kept["predicted"] is None
     assert store.fetch("SELECT predicted, rules_predicted FROM outcome") == [(None, None)]
+
+
+def test_a_score_of_what_another_software_decided_is_kept(store: Store, tenant: int, send: Send) -> None:
+    job = answered(store, tenant, hardness=1.0)
+    store.fetch("UPDATE decision SET features = features || '{\"odd\": 1}' RETURNING job_id")
+    kept = send(job, score=1)
+    assert (kept.status_code, kept.json()["predicted"]) == (200, None)
 
 
 def test_quality_and_times_have_ages_of_their_own(

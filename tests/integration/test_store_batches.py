@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 
@@ -31,9 +32,9 @@ def complete(store: Store, *batch_ids: int) -> list[int]:
         return [batch_id for batch_id, _ in batches.complete(connection, list(batch_ids))]
 
 
-def look(store: Store, floors: dict[int, int] | None = None) -> list[batches.OpenBatch]:
+def look(store: Store, floors: dict[int, int] | None = None, **wishes: float) -> list[batches.OpenBatch]:
     with store.transaction() as connection:
-        return batches.open_batches(connection, floors or {})
+        return batches.open_batches(connection, floors or {}, wishes)
 
 
 def test_a_batch_and_its_jobs_are_one_block_of_ids(store: Store, tenant: int, chunk: int) -> None:
@@ -156,6 +157,20 @@ def test_open_batches_count_what_is_released_and_not_final(store: Store, tenant:
     assert (found[0].outstanding, found[0].lowest, found[0].releasable) == (4, early + 3, 4)
     assert (found[1].outstanding, found[1].lowest, found[1].releasable) == (0, None, 3)
     assert look(store, {early: early + 3})[0].outstanding == 4
+
+
+def test_what_its_tier_wants_sooner_than_its_window_ends_is_due_sooner(store: Store, tenant: int) -> None:
+    """The order in which batches are released, and the rate that the router is told, go by it."""
+    first = make.save_batch(store, tenant, 1, window_s=7200)
+    second = make.save_batch(store, tenant, 1, window_s=3600)
+    make.expand(store)
+    [tier] = {batch.tier for batch in look(store)}
+    assert [b.id for b in look(store)] == [second, first]
+    wished = look(store, **{tier: 600.0})
+    assert [b.id for b in wished] == [first, second], "accepted first"
+    assert all((b.deadline - datetime.now(tz=UTC)).total_seconds() <= 600 for b in wished)
+    assert not any(b.stopping for b in look(store, **{tier: 0.0})), "it is late, and its window is not over"
+    assert [b.id for b in look(store, other=1.0)] == [second, first]
 
 
 def test_a_batch_is_complete_when_released_and_all_final_and_only_once(store: Store, tenant: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import CATALOGS
 from tieryard.catalog import VllmEngine, load_catalog, parse_catalog
+from tieryard.catalog.reading import line_of
 from tieryard.errors import CatalogError
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +101,14 @@ FAULTS = [
     ("kind: openai_http", "kind: tgi", 11, "deployments.small.engine", "'vllm_server', 'lora', 'instant'"),
     ("kind: openai_http, ", "", 11, "deployments.small.engine", "kind"),
     ('url: "http://vllm:8000"', "url: vllm", 11, "deployments.small.engine.url", "pattern"),
+    ("http://vllm:8000", "http://me:secret@vllm:8000", 11, "deployments.small.engine.url", "no place in a catalog"),
+    ("http://vllm:8000", "http://vllm:8000?key=secret", 11, "deployments.small.engine.url", "must end before `/v1`"),
     ('url: "http://vllm:8000"', "slots: 4", 11, "deployments.small.engine.slots", "not a known field"),
     ('"http://vllm:8000"', '"http://vllm:8000", slots: 4', 11, "deployments.small.engine.slots", "not a known field"),
     ("context_limit: 4096", "context_limit: -1", 12, "deployments.small.context_limit", "greater than 0"),
+    ("context_limit: 4096", f"context_limit: {10**30}", 12, "deployments.small.context_limit", "must fit in 64 bits"),
+    ("kind: openai_http, url: \"http://vllm:8000\"", f"kind: vllm_server, flags: {{seed: {10**30}}}", 11,
+     "deployments.small.engine.flags.seed", "must fit in 64 bits"),
     ("context_limit: 4096", "context_limt: 4096", 12, "deployments.small.context_limt", "not a known field"),
     ("realtime_reserve: 2", "realtime_reserve: 8", 7, "deployments.small", "realtime_reserve must be below"),
     ("input_usd_per_1m: 0.10", "input_usd_per_1m: -0.1", 16, "deployments.small.price.input_usd_per_1m", "0"),
@@ -193,6 +199,29 @@ def test_bad_yaml_and_duplicate_keys_are_refused_with_their_line(text: str, line
     assert "not valid YAML" in error.message
     assert error.line is not None
     assert abs(error.line - line) <= 1
+
+
+MERGED = GOOD.replace("  small:\n", "  small: &small\n") + "  large:\n    <<: *small\n    size_class: large\n"
+
+
+def test_what_a_merge_brings_in_stands_where_it_was_written() -> None:
+    large = parse_catalog(MERGED).deployments["large"]
+    assert (large.size_class, large.max_in_flight) == ("large", 8)
+    assert line_of(MERGED, ("deployments", "large", "price", "input_usd_per_1m")) == 16
+    assert line_of(MERGED, ("deployments", "large", "size_class")) == 20
+    rows = refused(MERGED.replace("max_in_flight: 8", "max_in_flight: 0")).message.splitlines()
+    assert [row.split(": ")[:2] for row in rows] == [
+        ["t.yaml:13", "deployments.large.max_in_flight"],
+        ["t.yaml:13", "deployments.small.max_in_flight"],
+    ]
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    assert "nested too deeply" in refused("a: " + "[" * 10_000).message
+
+
+def test_a_refused_url_is_not_quoted() -> None:
+    assert "secret" not in refused(GOOD.replace("vllm:8000", "me:secret@vllm:8000")).message
 
 
 @pytest.mark.parametrize("text", ["", "[]", "just words", "7"])

@@ -48,6 +48,15 @@ def test_what_was_down_stays_down() -> None:
     assert [c.live for c in under(catalog_of(price=2), old).candidates] == [True, False]
 
 
+def test_what_was_not_explored_for_want_of_money_is_not() -> None:
+    exploring = parse_catalog(CATALOG.format(price=2, other="dear") + "routing: {exploration: {share: 0.1}}\n")
+    old = Snapshot.of(catalog_of())
+    assert (under(exploring, old).rules.explore_share, under(exploring, old, exploring=False).rules.explore_share) == (
+        0.1,
+        0.0,
+    )
+
+
 def test_gaps_are_said() -> None:
     report = Report(
         tiers={"batch": Sums(jobs=9, waits=1, refused=2, refused_usd=Decimal("0.5"), compared=7, charged=4)}
@@ -55,7 +64,7 @@ def test_gaps_are_said() -> None:
     report.unmeasured["better"] += 9
     report.uncounted["new.gguf"] += 8
     report.gone["hasty"] += 1
-    report.unknown = 3
+    report.unknown, report.unheard = 3, 5
     said = list(notes(report))
     assert [part in line for part, line in zip(PARTS, said, strict=True)] == [True] * len(PARTS)
     assert list(notes(Report())) == []
@@ -65,6 +74,7 @@ PARTS = [
     "better was not measured when 9 jobs",
     "new.gguf for 8 jobs",
     "no tier hasty, of which 1 jobs",
+    "no prompt of 5 jobs",
     "3 jobs could not be decided again",
     "2 jobs would be refused; what they cost, $0.5,",
     "1 jobs would first wait",

@@ -26,7 +26,7 @@ class Change:
 
 def changes(old: Catalog, new: Catalog) -> list[Change]:
     """Every field whose value differs, defaults included. What is new or gone as a whole is one change."""
-    found = _differences("", old.model_dump(exclude_none=True), new.model_dump(exclude_none=True))
+    found = [*_order(old, new), *_differences("", old.model_dump(exclude_none=True), new.model_dump(exclude_none=True))]
     whole = {f"deployments.{name}": one_line(d) for c in (old, new) for name, d in c.deployments.items()}
     return [_shortened(change, whole.get(change.field)) for change in found]
 
@@ -36,6 +36,13 @@ def _shortened(change: Change, whole: str | None) -> Change:
     if whole is None:
         return change
     return Change(change.field, change.before and whole, change.after and whole)
+
+
+def _order(old: Catalog, new: Catalog) -> Iterator[Change]:
+    """Of the tiers that both have, which says what is urgent."""
+    before, after = [t for t in old.tiers if t in new.tiers], [t for t in new.tiers if t in old.tiers]
+    if before != after:
+        yield Change("tiers", " > ".join(before), " > ".join(after))
 
 
 def _differences(field: str, before: Any, after: Any) -> Iterator[Change]:
@@ -97,7 +104,7 @@ def needs(old: Catalog, new: Catalog) -> list[str]:
 
 
 def _of_processes(old: Catalog, new: Catalog) -> Iterator[str]:
-    for name in old.deployments.keys() - new.deployments.keys():
+    for name in (name for name in old.deployments if name not in new.deployments):
         ends = "its infer processes end; " if name in old.hosts else ""
         yield f"{name}: {ends}what waits for it is routed again, and fails where it named it"
     for name in (name for name in new.hosts if name in old.hosts and not same_footing(old, new, name)):
@@ -125,11 +132,13 @@ def _named(catalog: Catalog, field: str) -> set[str]:
 
 
 def _of_callers(old: Catalog, new: Catalog) -> Iterator[str]:
-    for name in old.tiers.keys() - new.tiers.keys():
+    if any(_order(old, new)):
+        yield "the new order of tiers holds in classify processes once they are started again"
+    for name in (name for name in old.tiers if name not in new.tiers):
         yield f"tier {name}: new jobs of it are refused; it can only go once none of its jobs is unfinished"
     for category in sorted({*old.categories} - {*new.categories}):
         yield f"category {category}: requests that name it are refused"
-    for name in new.deployments.keys() & old.deployments.keys():
+    for name in (name for name in new.deployments if name in old.deployments):
         if (limit := new.deployments[name].context_limit) < old.deployments[name].context_limit:
             yield f"{name}: jobs that need more than {limit:,} tokens go elsewhere, or fail where they named it"
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from tieryard.catalog.base import Strict
+from tieryard.catalog.base import Strict, too_large
 from tieryard.requests import Duration
 
 Check = Literal["stops", "structured_output", "chat_template", "tokenizer", "isolation"]
@@ -25,11 +26,23 @@ class RateLimits(Strict):
     tokens_per_minute: int | None = Field(default=None, gt=0, description="Prompt and completion.")
 
 
+def _plain_url(url: str) -> str:
+    """The refusal does not quote it."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("a URL with a user or a password has no place in a catalog: name a variable in `key_env`")
+    if parts.query or parts.fragment:
+        raise ValueError("must end before `/v1`, without `?` and `#`: routes are put behind it")
+    return url
+
+
 class AttachedEngine(Strict):
     """An OpenAI-compatible server that somebody else runs."""
 
     kind: Literal["openai_http"] = Field(description="Tells engines apart.")
-    url: str = Field(pattern=r"^https?://", description="Base URL, up to but without `/v1`.")
+    url: Annotated[str, AfterValidator(_plain_url)] = Field(
+        pattern=r"^https?://", description="Base URL, up to but without `/v1`."
+    )
     server: Literal["vllm", "llama_cpp", "openai", "mistral"] = Field(
         default="vllm", description="Which server it is: decides how usage is asked for while streaming."
     )
@@ -98,6 +111,8 @@ def _flag_value(value: object) -> object:
     """Plain Python of what the YAML reader gives, whose numbers remember how they were written."""
     if isinstance(value, bool | str):
         return value
+    if too_large(value):
+        raise ValueError("must fit in 64 bits")
     if isinstance(value, int | float):
         return int(value) if isinstance(value, int) else float(value)
     if isinstance(value, list):

@@ -37,9 +37,12 @@ def parse_catalog(text: str, *, name: str = "tieryard.yaml") -> Catalog:
         tree = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CatalogError(f"{name}:{line}: not valid YAML: {error.problem}", line=line) from None
+        problem = str(error.problem).partition(" with value ")[0]  # what a duplicate key holds is nobody's business
+        raise CatalogError(f"{name}:{line}: not valid YAML: {problem}", line=line) from None
     except YAMLError as error:
         raise CatalogError(f"{name}:1: not valid YAML: {error}", line=1) from None
+    except RecursionError:
+        raise CatalogError(f"{name}:1: nested too deeply to be a catalog", line=1) from None
     if not isinstance(tree, dict):
         raise CatalogError(f"{name}:1: expected a mapping with version, tiers, categories, deployments", line=1)
     try:
@@ -60,7 +63,7 @@ def line_of(text: str, at: Location) -> int:
     for part in at:
         if not _holds(node, part):
             break
-        line = node.lc.data[part][0] + 1
+        line = _line_in(node, part)
         node = node[part]
     return line
 
@@ -72,7 +75,7 @@ def _fault(tree: Any, loc: Location, message: str, kind: str) -> tuple[int, str,
         if part == "[key]":
             continue
         if _holds(node, part):
-            line = node.lc.data[part][0] + 1
+            line = _line_in(node, part)
             node = node[part]
         elif kind != "missing" or part in _UNION_MEMBERS:
             continue  # the name of a union's member, which the file does not have
@@ -81,6 +84,10 @@ def _fault(tree: Any, loc: Location, message: str, kind: str) -> tuple[int, str,
         message = "is required"
     elif kind == "extra_forbidden":
         message = _moved(field) or "is not a known field"
+    elif kind == "union_tag_not_found":
+        message = f"`kind` is required: {_KINDS}"
+    elif kind == "union_tag_invalid":
+        message = f"there is no kind '{node['kind']}': {_KINDS}"
     else:
         message = message.removeprefix("Value error, ")
         message = message[:1].lower() + message[1:]
@@ -97,6 +104,14 @@ def _moved(field: list[str]) -> str | None:
 
 
 _UNION_MEMBERS = ("openai_http", "llama_cpp", "vllm_server", "lora", "instant")
+_KINDS = "one of " + ", ".join(f"'{kind}'" for kind in _UNION_MEMBERS)
+
+
+def _line_in(node: Any, part: int | str) -> int:
+    """The line (from 1) of a key or an item. What a merge (`<<: *base`) brings in stands where it was written."""
+    if part in node.lc.data:
+        return int(node.lc.data[part][0]) + 1
+    return next(_line_in(base, part) for base in node.merge if part in base)
 
 
 def _holds(node: Any, part: int | str) -> bool:

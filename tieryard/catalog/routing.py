@@ -82,7 +82,7 @@ class Routing(Strict):
     )
     classifier: Literal["learned", "rules"] = Field(default="learned", description="What tells how much a job needs.")
     quality_model: str | None = Field(default=None, description="File of a learned model. Default: the one shipped.")
-    max_error_rate: Share = Field(default=0.01, description="A deployment surely above this takes no jobs.")
+    max_error_rate: Share = Field(default=0.01, description="A deployment surely above this gets one job in fifty.")
     stale_after: Duration = Field(default=timedelta(hours=24), description="An older profile is stale, and said to be.")
     wait_for: Duration = Field(
         default=timedelta(minutes=15),

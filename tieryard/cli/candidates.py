@@ -25,6 +25,8 @@ def show_decision(console: Console, decision: dict[str, Any]) -> None:
         console.print(f"waits {decision['defer_s']:.0f} s, then is routed again", highlight=False)
     if decision["features"]:
         console.print(f"features: {_features(decision)}", markup=False, highlight=False)
+        if asked := _asked(decision["features"]):
+            console.print(f"asks: {asked}", markup=False, highlight=False)
     if decision["candidates"]:
         _show_candidates(console, decision["candidates"])
     if decision["step_back"]:
@@ -54,12 +56,38 @@ def _features(decision: dict[str, Any]) -> str:
         shown.append("judged by the learned classifier")
     else:
         shown.append(f"wants {text['wanted']} ({text['cue']})")
-    shown += [f"{text['words']} words", f"max_tokens {features['max_tokens']}"]
+    shown += [f"{text['words']:,} word{'' if text['words'] == 1 else 's'}", f"max_tokens {features['max_tokens']}"]
     if features.get("needs"):
         shown.append(f"needs {', '.join(features['needs'])}")
     if features.get("due_in_s") is not None:
-        shown.append(f"due in {features['due_in_s']:,.0f} s")
+        shown.append(_due(features["due_in_s"]))
     return printable(", ".join(shown))
+
+
+def _asked(features: dict[str, Any]) -> str:
+    """What the job itself asks; its tier's SLO is in the catalog."""
+    bounds = {name: value for name, value in (features.get("bounds") or {}).items() if value is not None}
+    share, of = bounds.pop("quality_share", None), bounds.pop("quality_of", None)
+    asked = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in bounds.items()]
+    if of is not None:
+        asked.append(f"min_quality {share:g} of {of}")
+    if features.get("max_cost_usd") is not None:
+        asked.append(f"max_cost_usd {features['max_cost_usd']}")
+    return printable(", ".join(asked))
+
+
+def _due(due_in_s: float) -> str:
+    if due_in_s < 0:
+        return f"was due {_time(-due_in_s)} ago"
+    return f"due in {_time(due_in_s)}"
+
+
+def _time(s: float) -> str:
+    """In the largest unit of which there are two or more."""
+    for unit, length_s in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if s >= 2 * length_s:
+            return f"{s / length_s:,.0f} {unit}"
+    return f"{s:,.0f} s"
 
 
 def _row(candidate: dict[str, Any]) -> list[str | Text]:

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from tieryard.catalog import Catalog, load_catalog, parse_catalog
 from tieryard.catalog.advice import advice
-from tieryard.catalog.changes import changes, needs
+from tieryard.catalog.changes import Change, changes, needs
 from tieryard.catalog.reading import line_of, read_text
 from tieryard.catalog.schema import json_schema
 from tieryard.cli.fleet import DataDirOption, database
-from tieryard.cli.tables import table
+from tieryard.cli.tables import printable, table
 from tieryard.errors import CatalogError
 from tieryard.store import Store, catalogs
 from tieryard.store.catalogs import Version
@@ -50,10 +50,11 @@ def diff(
     wanted = load_catalog(file)
     with database(data_dir) as store:
         base = catalogs.newest(store) if version is None else catalogs.version(store, version)
-    if base is None:
-        typer.echo(f"no catalog is in force yet; {file} would be version 1")
-    else:
-        _show(base, _parsed(base), wanted, file.name)
+        if base is None:
+            typer.echo(f"no catalog is in force yet; {file} would be version 1")
+        else:
+            _show(base, _parsed(base), wanted, file.name)
+        _warn(store, wanted)
 
 
 @cli.command()
@@ -70,6 +71,7 @@ def apply(
         base = catalogs.newest(store)
         if base is not None:
             _show_readable(base, wanted, file.name)
+        _warn(store, wanted)
         if not dry_run:
             _apply(store, text, wanted, note=note)
 
@@ -92,8 +94,8 @@ def versions(
         ]
         for v in found
     ]
-    headers = ("version", "hash", "applied (UTC)", "is again", "note")
-    Console().print(table(headers, rows, right=("version", "is again"), folds=("note",)))
+    headers = ("version", "hash", "applied (UTC)", "restores", "note")
+    Console().print(table(headers, rows, right=("version", "restores"), folds=("note",)))
 
 
 @cli.command()
@@ -108,6 +110,7 @@ def rollback(
         wanted = _parsed(earlier)
         if base is not None:
             _show_readable(base, wanted, f"version {version}")
+        _warn(store, wanted)
         _apply(store, earlier.body, wanted, note=note, rolled_back_to=version)
 
 
@@ -147,11 +150,27 @@ def _show(base: Version, old: Catalog, wanted: Catalog, name: str) -> None:
     if not found:
         typer.echo(f"{name} says what version {base.number} says")
         return
-    rows = [(change.field, _cell(change.before), _cell(change.after)) for change in found]
-    headers = ("field", f"version {base.number}", name)
-    Console().print(table(headers, rows, folds=headers[1:]))
+    show_changes(Console(), found, f"version {base.number}", name)
     for need in needs(old, wanted):
         typer.echo(f"- {need}")
+
+
+def show_changes(console: Console, found: list[Change], before: str, after: str) -> None:
+    """Side by side; where that is too wide, values stand below their field."""
+    headers = ("field", before, after)
+    rows = [(change.field, _cell(change.before), _cell(change.after)) for change in found]
+    if sum(max(map(len, column)) + 1 for column in zip(headers, *rows, strict=True)) <= console.width:
+        console.print(table(headers, rows, folds=headers[1:]))
+        return
+    console.print(f"{before} → {after}", markup=False, highlight=False)
+    for field, was, will in rows:
+        console.print(f"{printable(field)}\n  {printable(was)} → {printable(will)}", markup=False, soft_wrap=True)
+
+
+def _warn(store: Store, wanted: Catalog) -> None:
+    """A policy whose tenant is misspelt would bind nobody, and nobody would notice."""
+    for name in catalogs.without_tenant(store, wanted.routing.policies):
+        typer.echo(f"- policy {printable(name)}: there is no tenant of this name; it will hold once there is")
 
 
 def _cell(value: str | None) -> str:

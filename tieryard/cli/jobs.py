@@ -15,7 +15,7 @@ from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
 from tieryard.cli.tables import printable, table
 from tieryard.errors import UserError
 
-cli = typer.Typer(help="Look at jobs.", no_args_is_help=True)
+cli = typer.Typer(help="Look at jobs; cancel one, score its answer.", no_args_is_help=True)
 
 
 @cli.command("list")
@@ -34,6 +34,9 @@ def list_jobs(
         [*(job[n] or "–" for n in names), _time(job["created_at"], "%m-%d %H:%M:%S"), job["custom_id"] or "–"]
         for job in page["data"]
     ]
+    if not rows:
+        typer.echo("no jobs")
+        return
     Console().print(table(headers, rows, right=("cost USD",), folds=("deployment", "custom id")))
     if page["next"]:
         which = "newest" if batch is None else "first"

@@ -43,7 +43,7 @@ def ask(
     model: Annotated[str | None, typer.Option(help="`auto`, a class, or a deployment.")] = None,
     tier: Annotated[str | None, typer.Option(help="Of the catalog. Default: `batch`.")] = None,
     category: Annotated[str | None, typer.Option(help="Default: what the classifier finds.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to generate.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens to generate. Default: 256.")] = None,
     slo: Annotated[
         list[str] | None,
         typer.Option(help="KEY=VALUE, such as max_latency_ms=2000 or min_quality.of=NAME; repeat it. Or JSON."),
@@ -67,7 +67,8 @@ def ask(
         typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     console = Console()
-    console.print(f"would go to {found['deployment'] or 'none now'}", style="bold", highlight=False)
+    where = f"to {found['deployment']}" if found["deployment"] else "nowhere now"
+    console.print(f"would go {where}", style="bold", highlight=False)
     show_decision(console, found)
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from tieryard.catalog import load_catalog
+from tieryard.cli.candidates import shown_usd
 from tieryard.cli.fleet import DataDirOption, database
 from tieryard.cli.tables import table
 from tieryard.errors import UserError
@@ -22,6 +23,9 @@ from tieryard.replay import replay as decide_again
 from tieryard.requests import parse_duration
 from tieryard.store import routes
 from tieryard.store.routes import Routes
+
+_CENT = Decimal("0.01")
+"""Below it four decimals say too little."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 SinceOption = Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d.")]
@@ -60,6 +64,9 @@ def summary(since: SinceOption = "24h", as_json: JsonOption = False, data_dir: D
     if as_json:
         rows = [{name: getattr(row, name) for name in Routes.__dataclass_fields__} for row in found]
         typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    if not found:
+        typer.echo(f"no job was routed in the last {since}")
         return
     total = sum(row.decisions for row in found)
     cells = [(row.tier or "–", _where(row), *_figures(row, total)) for row in found]
@@ -101,14 +108,14 @@ def _show(console: Console, report: Report, since: str) -> None:
         return
     by_tier = [*sorted(report.tiers.items()), *([("all", total)] if len(report.tiers) > 1 else [])]
     ends = {len(by_tier) - 2}
-    cost = [(name, f"{sums.jobs:,}", _share(sums.moved, sums.jobs), *_money(sums)) for name, sums in by_tier]
+    cost = [(name, f"{sums.jobs:,}", _share(sums.moved, sums.jobs), *money(sums)) for name, sums in by_tier]
     console.print(table(("tier", *_COST), cost, right=_COST, sections=ends))
     service = [(name, *_service(sums)) for name, sums in by_tier]
     title = "\nSLO and predicted quality"
     console.print(table(("tier", *_SERVICE), service, right=_SERVICE, sections=ends, title=title))
     if report.moves:
         moves = sorted(report.moves.items(), key=lambda item: (-item[1].jobs, item[0]))
-        moved = [(*move, f"{sums.jobs:,}", *_money(sums), *_qualities(sums)) for move, sums in moves]
+        moved = [(*move, f"{sums.jobs:,}", *money(sums), *_qualities(sums)) for move, sums in moves]
         headers, title = ("from", "to", *_MOVES), f"\n{total.moved:,} jobs move"
         console.print(table(headers, moved, right=_MOVES, folds=("from", "to"), title=title))
     else:
@@ -127,11 +134,16 @@ def _service(sums: Sums) -> tuple[str, ...]:
     )
 
 
-def _money(sums: Sums) -> tuple[str, str, str]:
+def money(sums: Sums) -> tuple[str, str, str]:
+    """Both sides, and the change."""
     if not sums.charged:
         return "–", "–", "–"
     change = f"{float(sums.new_usd / sums.old_usd) - 1:+.1%}" if sums.old_usd else "–"
-    return f"{sums.old_usd:,.4f}", f"{sums.new_usd:,.4f}", change
+    return _usd(sums.old_usd), _usd(sums.new_usd), change
+
+
+def _usd(usd: Decimal) -> str:
+    return f"{usd:,.4f}" if usd >= _CENT or not usd else shown_usd(usd)
 
 
 def _qualities(sums: Sums) -> tuple[str, str]:

@@ -63,11 +63,13 @@ def said(last: SteppedBack | None, verdict: Verdict) -> list[str]:
     else:
         lines.append("not stepped back: the learned model decides where the catalog asks for it")
         if last is not None:
-            lines.append(f"stepped back from {last.since:%Y-%m-%d %H:%M:%S} to {last.until:%H:%M:%S} UTC: {last.why}")
+            times = f"from {last.since:%Y-%m-%d %H:%M:%S} to {last.until:%Y-%m-%d %H:%M:%S} UTC"
+            lines.append(f"stepped back {times}: {last.why}")
+    when = "so far" if last is None else "since then"
     if verdict.n < LEAST_OUTCOMES:
-        lines.append(f"since then {verdict.n} outcomes; a verdict needs {LEAST_OUTCOMES}")
+        lines.append(f"{when} {verdict.n} outcomes; a verdict needs {LEAST_OUTCOMES}")
     else:
-        lines.append(f"since then, {verdict}")
+        lines.append(f"{when}, {verdict}")
     return lines
 
 

@@ -177,7 +177,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _show(console: Console, made: Evaluation) -> None:
-    headers = ("router", "APGR", "95 %", "CPT50", "CPT80")
+    headers = ("router", "APGR", "95 % interval", "CPT50", "CPT80")
     rows = [
         (
             name,
@@ -190,7 +190,11 @@ def _show(console: Console, made: Evaluation) -> None:
     ]
     console.print(table(headers, rows, right=headers[1:]))
     ends = f"always {made.weak} {made.weak_quality:.3f}, always {made.strong} {made.strong_quality:.3f}"
-    said = [f"{made.rows:,} prompts, {made.folds} folds; {ends}"]
+    said = [
+        f"{made.rows:,} prompts, {made.folds} folds; {ends}",
+        "APGR: share of the strong model's advantage that is kept; random keeps 0.5",
+        "CPT50, CPT80: share of calls to the strong model that keeps 50 %, 80 % of it",
+    ]
     if made.trade is not None:
         best = made.trade.best
         for part, cost in (("95 %", made.trade.cost_at_95), ("100 %", made.trade.cost_at_100)):

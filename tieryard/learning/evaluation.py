@@ -62,14 +62,16 @@ def evaluate(
 ) -> Evaluation:
     """Every prediction is made by a model that saw neither the prompt nor a near-duplicate nor, where the table has
     groups, any row of its group. `tell` hears after each fold."""
-    groups = table.groups if table.groups is not None else prompt_groups(table.prompts)
-    split = folds(groups, many_folds, seed)
+    prompts = prompt_groups(table.prompts)
+    split = folds(prompts if table.groups is None else table.groups, many_folds, seed)
     if len(split) < 2:
         raise UserError(f"{table.source} has one group of rows only; held-out evidence takes two")
     outcomes = Outcomes.of(table)
     predicted = np.zeros_like(outcomes.scores)
     for done, (inner, held) in enumerate(split, start=1):
-        part = train(outcomes.take(inner), weak=weak, strong=strong, seed=seed, jobs=jobs)
+        asked = {prompts[row] for row in held}  # a near-duplicate may be of another group
+        unlike = [row for row in inner if prompts[row] not in asked]
+        part = train(outcomes.take(unlike), weak=weak, strong=strong, seed=seed, jobs=jobs)
         for row in held:
             read = outcomes.read[row]
             predicted[row] = part.predict(read.values, read.words, table.category(row))[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,12 @@ def save_model(path: Path, part: Part, about: dict[str, Any], before: QualityMod
         raise UserError(f"both models know {', '.join(twice)}; name one of them otherwise: --weak COL=NAME")
     tables = [*(before.about.get("tables", []) if before else []), about]
     packed = dump_quality_model(parts, {"tables": tables})
+    part_written = path.with_name(f"{path.name}.part")
     try:
-        path.write_bytes(packed)
+        part_written.write_bytes(packed)
+        part_written.replace(path)  # at once: a fleet may be reading the one that is there
     except OSError as error:
+        with contextlib.suppress(OSError):
+            part_written.unlink()
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     return parse_quality_model(packed, str(path))

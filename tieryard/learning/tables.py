@@ -113,10 +113,17 @@ def _text(path: Path) -> str:
         raise UserError(f"{path.name} is not UTF-8 (byte {at} of the line); save it as UTF-8", line=line) from None
 
 
+_NO_COMMAS = {";": "';'", "\t": "tabs"}
+"""What spreadsheets write in place of commas, and its name."""
+
+
 def _places(header: list[str], wanted: Sequence[str], line: int) -> dict[str, int]:
     for name in wanted:
         if name not in header:
-            raise UserError(f"there is no such column; there are {', '.join(header)}", param=_column(name), line=line)
+            why = f"there is no such column; there are {', '.join(header)}"
+            if len(header) == 1 and (mark := next((m for m in _NO_COMMAS if m in header[0]), None)):
+                why += f", separated by {_NO_COMMAS[mark]}: save it with commas"
+            raise UserError(why, param=_column(name), line=line)
         if header.count(name) > 1:
             raise UserError("the header has it more than once", param=_column(name), line=line)
     return {name: header.index(name) for name in wanted}

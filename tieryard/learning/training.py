@@ -165,8 +165,11 @@ def _tfidf(words: list[dict[str, int]], idf: dict[str, float]) -> Any:
 def _categories(outcomes: Outcomes, weak: str, strong: str, seed: int, jobs: int) -> dict[str, list[float]]:
     """What held-out predictions miss on average in each category, shrunken towards nothing."""
     assert outcomes.categories is not None
+    groups = prompt_groups(outcomes.prompts)
+    if len(set(groups)) < 2:
+        raise UserError("all rows have one prompt, but for case and marks: there is nothing to tell categories by")
     missed = np.zeros_like(outcomes.scores)
-    for inner, held in folds(prompt_groups(outcomes.prompts), _INNER_FOLDS, seed):
+    for inner, held in folds(groups, _INNER_FOLDS, seed):
         part = _fit(outcomes.take(inner), weak, strong, seed, jobs)
         for row in held:
             read = outcomes.read[row]

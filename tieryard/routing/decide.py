@@ -55,12 +55,14 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Weighing:
-    """All candidates as they were compared, with what was held against each: `hard` where it cannot take the job."""
+    """All candidates as they were compared, with what was held against each: `hard` where it cannot take the job.
+    `gone` is the deployment by which the floor is set, where the catalog has lost it."""
 
     found: tuple[Prospect, ...]
     hard: dict[str, Refusal]
     short: dict[str, Refusal]
     weights: tuple[float, float, float]
+    gone: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,9 @@ class Decision:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        hard = self.weighing.hard
-        return tuple(note for p in self.weighing.found if p.name not in hard for note in p.outlook.notes)
+        w = self.weighing
+        gone = (f"no floor by the quality of {w.gone}: the catalog has it no more",) if w.gone else ()
+        return gone + tuple(note for p in w.found if p.name not in w.hard for note in p.outlook.notes)
 
     @property
     def judged(self) -> tuple[Judged, ...]:
@@ -148,12 +151,17 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
     return Decision(
         made.chosen.name if made.chosen is not None else None,
         made.reason,
-        Weighing(found, hard, short, rules.weights),
+        Weighing(found, hard, short, rules.weights, _gone(tier, found)),
         made.fallback,
         defer_s=made.defer_s,
         explored=made.explored,
         extra_usd=made.extra_usd,
     )
+
+
+def _gone(tier: TierRules, found: Iterable[Prospect]) -> str:
+    other = tier.bounds.quality_of
+    return other if other is not None and all(p.name != other for p in found) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +190,14 @@ def _choose(
     if job.pinned:
         return _Choice(fit[0], f"pinned to {fit[0].name}")
     if not ranked:
-        return _fall_back(job, tier, fit, short)
+        return _wait_for_one_that_qualifies(job, tier, fit, short) or _fall_back(job, tier, fit, short)
     if tier.may_wait and not job.attended:
-        cheaper = _worth_waiting_for(fit, short, ranked[0])
+        cheaper = min(
+            (p for p in _awaited(fit, short) if p.cost_usd < ranked[0].cost_usd), key=lambda p: p.rank, default=None
+        )
         if cheaper is not None and _can_wait(job, tier, ranked):
-            wait_s = _patience_s(job) * (0.5 + job.draw)
-            why = f"waits for {cheaper.name} (${cheaper.cost_usd:f} against ${ranked[0].cost_usd:f}): "
-            return _Choice(None, why + short[cheaper.name].why, defer_s=wait_s)
+            costs = f"${cheaper.cost_usd:f} against ${ranked[0].cost_usd:f}"
+            return _put_off(job, f"waits for {cheaper.name} ({costs}): {short[cheaper.name].why}")
         chosen, why = _share_out(job, tier, ranked)
     else:
         chosen, why = ranked[0], ""
@@ -204,11 +213,26 @@ def _choose(
     return _Choice(chosen, _because(job, chosen, ranked, learned=learned) + why)
 
 
-def _worth_waiting_for(fit: list[Prospect], short: dict[str, Refusal], best: Prospect) -> Prospect | None:
-    """The cheapest of those that would have been chosen before `best`, were they well, as they were a while ago."""
-    down = (p for p in fit if p.name in short and short[p.name].hurdle is Hurdle.HEALTH)
-    awaited = (p for p in down if p.outlook.candidate.live or p.outlook.candidate.awaited)
-    return min((p for p in awaited if p.cost_usd < best.cost_usd), key=lambda p: p.rank, default=None)
+def _awaited(fit: list[Prospect], short: dict[str, Refusal]) -> list[Prospect]:
+    """Those that would qualify, were they well, as they were a while ago. One that fails too many jobs may do so for
+    ever."""
+    down = (p for p in fit if p.name in short and short[p.name].hurdle is Hurdle.HEALTH and not p.outlook.errs)
+    return [p for p in down if p.outlook.candidate.live or p.outlook.candidate.awaited]
+
+
+def _wait_for_one_that_qualifies(
+    job: JobFeatures, tier: TierRules, fit: list[Prospect], short: dict[str, Refusal]
+) -> _Choice | None:
+    """Rather than fall back, while those that are up could still do it in time."""
+    up = sorted((p for p in fit if not p.outlook.unhealthy), key=lambda p: p.rank)
+    awaited = min(_awaited(fit, short), key=lambda p: p.rank, default=None)
+    if awaited is None or not up or not tier.may_wait or job.attended or not _can_wait(job, tier, up):
+        return None
+    return _put_off(job, f"waits for {awaited.name}, the only one that qualifies: {short[awaited.name].why}")
+
+
+def _put_off(job: JobFeatures, why: str) -> _Choice:
+    return _Choice(None, why, defer_s=_patience_s(job) * (0.5 + job.draw))
 
 
 def _patience_s(job: JobFeatures) -> float:

@@ -20,6 +20,7 @@ from tieryard.routing.snapshot import Candidate, PolicyRules, Rules, TierRules
 _MILLION = Decimal(1_000_000)
 _ORDER = {SizeClass.SMALL: 0, SizeClass.MEDIUM: 1, SizeClass.LARGE: 2}
 _PROBED = 0.1  # of the jobs try a deployment whose breaker is half open
+_TRIED = 0.02  # of the jobs try one that fails too often: else nobody would see that it no longer does
 _PROBE = 7919
 
 
@@ -174,18 +175,24 @@ def floor_for(
 def below_its_worth(fit: list[Prospect], short: dict[str, Refusal], rules: Rules) -> dict[str, Refusal]:
     """Those that are cheaper than what is worth its price, and so not good enough. Worth is quality less cost, where
     the dearest candidate's whole cost weighs as much as `quality_worth` of quality. It is what one would set as the
-    floor for each prompt to get the most quality for a given sum (Lagrange)."""
+    floor for each prompt to get the most quality for a given sum (Lagrange). One that is down and would be the best is
+    only down."""
     qualify = [p for p in fit if p.name not in short]
-    dearest = max((p.cost_usd for p in qualify), default=Decimal(0))
-    if not dearest:
+    if not qualify:
         return {}
-    best = max(qualify, key=lambda p: (p.quality - rules.quality_worth * float(p.cost_usd / dearest), -p.cost_usd))
+    dearest = max(p.cost_usd for p in qualify) or Decimal(1)  # where nothing costs anything, only quality is worth
+
+    def worth(p: Prospect) -> float:
+        return p.quality - rules.quality_worth * float(p.cost_usd / dearest)
+
+    best = max(qualify, key=lambda p: (worth(p), -p.cost_usd))
+    poor = [p for p in fit if p.quality < best.quality]
     return {
         p.name: Refusal(
             Hurdle.QUALITY, f"predicted quality {p.quality:.2f}; {best.name} is worth its price at {best.quality:.2f}"
         )
-        for p in fit
-        if p.quality < best.quality and (p.name not in short or short[p.name].hurdle is Hurdle.HEALTH)
+        for p in poor
+        if p.name not in short or (short[p.name].hurdle is Hurdle.HEALTH and worth(p) < worth(best))
     }
 
 
@@ -202,7 +209,7 @@ def falls_short(job: JobFeatures, p: Prospect, tier: TierRules, floor: Floor) ->
 def _unwell(job: JobFeatures, p: Prospect) -> Refusal | None:
     """Last, so that one which fails here alone is worth waiting for."""
     c = p.outlook.candidate
-    if p.outlook.unhealthy:
+    if p.outlook.unhealthy and not (p.outlook.errs and job.chance(_PROBE) < _TRIED):
         return Refusal(Hurdle.HEALTH, p.outlook.unhealthy)
     if c.probing and job.chance(_PROBE) >= _PROBED:
         return Refusal(Hurdle.HEALTH, f"{c.broken}; one job in ten tries it")

@@ -15,7 +15,8 @@ _LEAST_ODDS, _MOST_ODDS = 0.01, 0.99  # a quality of 0 or 1 would hold against a
 class Outlook:
     """Times are the 95th percentile. `throughput_tps` is of all replicas, `output_tokens` an answer's expected length,
     None where it was never seen, and `lengths` the same by tier. `quality_known`: it was measured, or the catalog
-    states it. `unhealthy` says what is wrong, and `notes` what the numbers lack."""
+    states it. `unhealthy` says what is wrong (`errs`: no more than that it fails too many jobs), and `notes` what the
+    numbers lack."""
 
     candidate: Candidate
     ttft_ms: float
@@ -28,6 +29,7 @@ class Outlook:
     quality_known: bool
     samples: int
     unhealthy: str
+    errs: bool
     notes: tuple[str, ...]
 
     def length(self, tier: str, most: int) -> int:
@@ -66,6 +68,7 @@ def _outlook(candidate: Candidate, category: str, rules: Rules) -> Outlook:
     tpot_ms = _first(measured.tpot_p95_ms, measured.tpot_ms, assumed.tpot_p95_ms)
     replicas = max(1, candidate.replicas)
     full_tps = 1000 * candidate.capacity / max(tpot_ms, 1e-3)  # as if a full engine were as quick as an idle one
+    away, errs = _away(candidate), _errs(measured, rules)
     throughput_tps = measured.throughput_tps * replicas if measured.throughput_tps else full_tps
     return Outlook(
         candidate,
@@ -78,7 +81,8 @@ def _outlook(candidate: Candidate, category: str, rules: Rules) -> Outlook:
         rated.quality,
         candidate.quality is not None or rated.known is not Known.ASSUMED,
         candidate.profiles[category].samples if category in candidate.profiles else 0,
-        _unhealthy(candidate, measured, rules),
+        away or errs,
+        not away and bool(errs),
         _notes(candidate, category, known, measured, rated),
     )
 
@@ -103,14 +107,16 @@ def _wait_ms(candidate: Candidate, output_tokens: float | None, throughput_tps: 
     return 1000 * (queued + 1) * (output_tokens or 0.0) / throughput_tps
 
 
-def _unhealthy(candidate: Candidate, profile: Profile, rules: Rules) -> str:
+def _away(candidate: Candidate) -> str:
     if not candidate.live:
         return "no replica of it is serving"
-    if candidate.broken and not candidate.probing:
-        return candidate.broken
-    if profile.surely_errs_above(rules.max_error_rate):
-        return f"fails {profile.error_rate:.1%} of its jobs, above {rules.max_error_rate:.1%}"
-    return ""
+    return candidate.broken if not candidate.probing else ""
+
+
+def _errs(profile: Profile, rules: Rules) -> str:
+    if not profile.surely_errs_above(rules.max_error_rate):
+        return ""
+    return f"fails {profile.error_rate:.1%} of its jobs, above {rules.max_error_rate:.1%}"
 
 
 def _notes(candidate: Candidate, category: str, known: Known, profile: Profile, rated: Rating) -> tuple[str, ...]:

@@ -47,8 +47,9 @@ class FileBatch:
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A batch that is not finished, for the feeder. Counts are lines; `outstanding` are released, not final, and
-    `resting` those of them that are to wait a while before they are routed again."""
+    """A batch that is not finished, for the feeder. `deadline` is its window's end, or its tier's own if that is
+    earlier. Counts are lines; `outstanding` are released, not final, and `resting` those of them that are to wait a
+    while before they are routed again."""
 
     id: int
     tenant_id: int
@@ -80,10 +81,12 @@ class OpenBatch:
 # `floor` is the lowest job id of each batch that was unfinished at the last look: a scan from the batch's first
 # job would walk over the index entries of everything that has finished since.
 _OPEN = """
-SELECT b.id, b.tenant_id, b.tier, b.first_job_id, b.total, b.expanded_to, b.released_to, b.deadline,
+SELECT b.id, b.tenant_id, b.tier, b.first_job_id, b.total, b.expanded_to, b.released_to,
+       least(b.deadline, b.created_at + wish.seconds * interval '1 second') AS due,
        w.outstanding, w.lowest, b.cancelling_at IS NOT NULL OR b.deadline < now(), w.resting
 FROM batch b
 LEFT JOIN unnest(%(ids)s::bigint[], %(floors)s::bigint[]) AS f (id, floor) ON f.id = b.id
+LEFT JOIN unnest(%(tiers)s::text[], %(wishes)s::float8[]) AS wish (tier, seconds) ON wish.tier = b.tier
 CROSS JOIN LATERAL (
     SELECT count(*) AS outstanding, min(job.id) AS lowest, count(*) FILTER (WHERE job.not_before > now()) AS resting
     FROM job
@@ -91,7 +94,7 @@ CROSS JOIN LATERAL (
       AND job.id >= coalesce(f.floor, b.first_job_id) AND job.id < b.first_job_id + b.released_to
 ) w
 WHERE b.finished_at IS NULL AND b.finalizing_at IS NULL
-ORDER BY b.deadline, b.id
+ORDER BY due, b.id
 """
 
 # All jobs are final. A list is finished with that; a file's batch when its output has been measured (`close`).
@@ -232,9 +235,11 @@ def _insert(connection: Connection, batch_id: int, new: NewBatch, mark: Mark | N
     )
 
 
-def open_batches(connection: Connection, floors: dict[int, int]) -> list[OpenBatch]:
-    """Batches with jobs to come or to end, earliest deadline first. `floors`: lowest unfinished job ids known."""
-    rows = connection.execute(_OPEN, {"ids": list(floors), "floors": list(floors.values())})
+def open_batches(connection: Connection, floors: dict[int, int], wishes: dict[str, float]) -> list[OpenBatch]:
+    """Batches with jobs to come or to end, the first due first. `floors`: lowest unfinished job ids known. `wishes`:
+    seconds from acceptance within which a tier's jobs should be done, where that is less than their window."""
+    known = {"ids": list(floors), "floors": list(floors.values())}
+    rows = connection.execute(_OPEN, {**known, "tiers": list(wishes), "wishes": list(wishes.values())})
     return [OpenBatch(*row) for row in rows]
 
 

@@ -61,10 +61,23 @@ def version(store: Store, number: int) -> Version:
     return Version(*rows[0])
 
 
+def of_hash(store: Store, name: str) -> Version | None:
+    """The newest version of this hash."""
+    wanted = f"SELECT {_COLUMNS} FROM catalog_version WHERE hash = %(hash)s ORDER BY id DESC LIMIT 1"  # noqa: S608
+    rows = store.fetch(wanted, {"hash": name})
+    return Version(*rows[0]) if rows else None
+
+
 def versions(store: Store, *, limit: int) -> list[Version]:
     """Newest first."""
     found = store.fetch(f"SELECT {_COLUMNS} FROM catalog_version ORDER BY id DESC LIMIT %(limit)s", {"limit": limit})  # noqa: S608
     return [Version(*row) for row in found]
+
+
+def without_tenant(store: Store, names: Collection[str]) -> list[str]:
+    """Those of these names that no tenant has."""
+    asked = "SELECT name FROM unnest(%(names)s::text[]) AS asked (name) WHERE name NOT IN (SELECT name FROM tenant)"
+    return [row[0] for row in store.fetch(f"{asked} ORDER BY name", {"names": list(names)})]
 
 
 def was_applied(store: Store, body: str) -> bool:
@@ -107,4 +120,4 @@ def apply_first(store: Store, body: str, *, name: str) -> Version:
 def _refuse_stranding(connection: Connection, tiers: Collection[str]) -> None:
     """Nobody would consume the queue of a tier that is gone."""
     if left := [row[0] for row in connection.execute(_UNFINISHED, {"tiers": list(tiers)})]:
-        raise ConflictError(f"jobs of tier {', '.join(left)} are not final: it can only go once they are")
+        raise ConflictError(f"jobs of tier {', '.join(left)} are not final: keep it until they are, or cancel them")

@@ -23,11 +23,13 @@ FROM job LEFT JOIN LATERAL (
 WHERE job.id = %(id)s AND job.tenant_id = %(tenant)s
 """
 
+# Whoever scores one answer under a thousand names has one word on its deployment.
 _SCORE = """
 INSERT INTO outcome (job_id, source, score, deployment, category, predicted, rules_predicted)
 VALUES (%(id)s, %(source)s, %(score)s, %(deployment)s, %(category)s, %(predicted)s, %(rules)s)
 ON CONFLICT (job_id, source) DO UPDATE SET score = excluded.score, scored_at = now()
-RETURNING scored_at, predicted, rules_predicted, xmax = 0
+RETURNING scored_at, predicted, rules_predicted,
+          NOT EXISTS (SELECT FROM outcome AS earlier WHERE earlier.job_id = %(id)s)
 """
 
 # The latest, by `outcome_predicted`. A job that several sources have scored is one outcome.
@@ -38,12 +40,15 @@ SELECT avg(score), min(predicted), min(rules_predicted) FROM (
 ) AS latest GROUP BY job_id ORDER BY max(scored_at), job_id
 """
 
-# What profiles would say, had Redis not forgotten: of the latest scores of each.
+# What profiles would say, had Redis not forgotten: of the latest scores of each, the first of each job.
 _QUALITIES = """
 SELECT deployment, category, count(*), avg(score) FROM (
     SELECT deployment, category, score,
            row_number() OVER (PARTITION BY deployment, category ORDER BY scored_at DESC) AS place
-    FROM outcome WHERE deployment IS NOT NULL AND category IS NOT NULL AND scored_at > %(after)s
+    FROM (
+        SELECT DISTINCT ON (job_id) deployment, category, score, scored_at FROM outcome
+        WHERE deployment IS NOT NULL AND category IS NOT NULL AND scored_at > %(after)s ORDER BY job_id, scored_at
+    ) AS first
 ) AS latest WHERE place <= %(most)s GROUP BY deployment, category
 """
 
@@ -64,7 +69,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A score as it is kept. `first` is False where it replaces an earlier one of the same source."""
+    """A score as it is kept. `first`: the job had none, of any source."""
 
     scored_at: datetime
     predicted: float | None

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from tieryard.routing import Rules
-from tieryard.store.connection import Store
+from tieryard.store.connection import Connection, Store
 
 CHUNK = 1000
 """Decisions that are read at once."""
@@ -70,6 +70,14 @@ LEFT JOIN LATERAL (
 ORDER BY made.decided_at, made.job_id, made.fence
 """
 
+# The oldest ones: a sweep's worth. Decisions keep their choice, reason and features.
+_FORGET = """
+DELETE FROM routing_snapshot WHERE id IN (
+    SELECT id FROM (SELECT id, taken_at FROM routing_snapshot ORDER BY id LIMIT %(most)s) AS oldest
+    WHERE taken_at < now() - %(days)s * interval '1 day')
+"""
+_MOST_FORGOTTEN = 200
+
 _SNAPSHOTS = "SELECT id, body::text FROM routing_snapshot WHERE id = ANY(%(ids)s)"
 
 
@@ -96,6 +104,11 @@ def decisions(store: Store, since: datetime, until: datetime, *, most: int = CHU
                 length *= 2
         if found:
             yield found
+
+
+def forget_snapshots(connection: Connection, *, days: float) -> None:
+    """Deletes the oldest of those that are older than this."""
+    connection.execute(_FORGET, {"most": _MOST_FORGOTTEN, "days": days})
 
 
 def snapshots(store: Store, ids: Collection[int]) -> dict[int, str]:

@@ -31,6 +31,7 @@ from aiohttp import web
 
 from tieryard.testing.fake_embeddings import read_embedding
 from tieryard.testing.fake_limits import RateWindow
+from tieryard.testing.fake_pace import Pace, Sent
 from tieryard.testing.fake_prefixes import PrefixCache
 from tieryard.testing.fake_wire import (
     Ask,
@@ -132,6 +133,7 @@ class FakeVllm:
         self._slots = asyncio.Semaphore(self.plan.capacity)
         self._prefixes = PrefixCache()
         self._rates = RateWindow()
+        self.pace = Pace(self.plan)
         self._peers: set[object] = set()
         self._runner: web.AppRunner | None = None
 
@@ -194,6 +196,7 @@ class FakeVllm:
         """Counts and reads a request, and does what its fault says of the moment before it is answered."""
         arrived = time.monotonic()
         self.state.requests += 1
+        self.pace.begin()
         number = self.state.requests
         ask = read(read_object(await request.read()), self.plan, number=number, arrived=arrived)
         fault = ask.fault
@@ -208,40 +211,44 @@ class FakeVllm:
 
     async def _answer(self, ask: Ask) -> web.Response:
         async with self._slot(ask) as started:
-            await _until(started + self._due_s(0))
+            await self.pace.until(started + self._due_s(ask, 0))
             self.state.first_token(ask)
-            await _until(started + self._due_s(max(ask.completion_tokens - 1, 0)))
+            await self.pace.until(started + self._due_s(ask, max(ask.completion_tokens - 1, 0)))
             self.state.generation_tokens += ask.completion_tokens
         return _json(ask.whole())
 
     async def _stream(self, request: web.Request, ask: Generation) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        sent = self.pace.record(ask.prompt, ask.arrived)
         # A ConnectionResetError is the client leaving between two writes; `_slot` has counted it.
         with contextlib.suppress(_FaultedError, ConnectionResetError):
             await response.prepare(request)
             async with self._slot(ask) as started:
-                await self._write_content(request, response, ask, started)
-            await response.write(ask.tail())
+                await self._write_content(request, response, ask, started, sent)
+            sent.ended = time.monotonic()
+            await self.pace.write(response, ask.tail())
             if ask.fault is not None and ask.has("late_end"):
                 await asyncio.sleep(ask.fault.amount(0.02))
         return response
 
     async def _write_content(
-        self, request: web.Request, response: web.StreamResponse, ask: Generation, started: float
+        self, request: web.Request, response: web.StreamResponse, ask: Generation, started: float, sent: Sent
     ) -> None:
         role = ask.event(0, "", role="assistant") if ask.chat else b""
-        ping = b": ping\n\n" if ask.has("slow_role") else b""
+        ping = b": ping\n\n" if self.plan.pings or ask.has("slow_role") else b""
         if ping:
-            await response.write(role + ping)
+            await self.pace.write(response, role + ping)
             role = b""
-        await _until(started + self._due_s(0))
+        await self.pace.until(started + self._due_s(ask, 0))
         self.state.first_token(ask)
         packing = 1 if ask.call else self.plan.packing  # a call's opening and its arguments are two events
         for number, first in enumerate(range(0, len(ask.pieces), packing)):
-            await _until(started + self._due_s(first))
+            await self.pace.until(started + self._due_s(ask, first))
             await self._go_wrong(request, response, ask, number)
-            self.state.generation_tokens += len(ask.pieces[first : first + packing])
-            await response.write(role + ping + ask.piece(first, packing))
+            tokens = len(ask.pieces[first : first + packing])
+            self.state.generation_tokens += tokens
+            sent.sends.append((time.monotonic(), first + tokens))
+            await self.pace.write(response, role + ping + ask.piece(first, packing))
             role = b""
 
     async def _go_wrong(self, request: web.Request, response: web.StreamResponse, ask: Generation, number: int) -> None:
@@ -310,8 +317,9 @@ class FakeVllm:
             self.state.prefix_hits += ask.cached_tokens
         return (ask.prompt_tokens - (ask.cached_tokens or 0)) / self.plan.prefill_tokens_per_s
 
-    def _due_s(self, token: int) -> float:
-        return self.plan.ttft_ms / 1000 + token / self.plan.tokens_per_s
+    def _due_s(self, ask: Ask, token: int) -> float:
+        times = ask.fault.amount(10) if ask.fault is not None and ask.has("slow") else 1
+        return times * (self.plan.ttft_ms / 1000 + token / self.plan.tokens_per_s)
 
     @web.middleware
     async def _guard(
@@ -352,11 +360,6 @@ class FakeVllm:
 
 def _json(body: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
-
-
-async def _until(deadline: float) -> None:
-    """Sleeps to a moment on the monotonic clock, so that lateness does not add up. Always gives way."""
-    await asyncio.sleep(max(0.0, deadline - time.monotonic()))
 
 
 async def _reset(request: web.Request) -> None:

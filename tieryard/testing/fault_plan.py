@@ -23,6 +23,7 @@ FAULTS = {
     "odd_event": "valid JSON that is no object, in place of the third event",
     "no_usage": "content and a finish reason, but no usage anywhere",
     "late_end": "the body ends so many seconds (0.02) after [DONE]",
+    "slow": "everything takes so many times (10) as long as planned",
     "slow_role": "the role-only chunk and `: ping` comments at once, content at its time",
     "empty": "a finish reason and one token of usage, no content",
     "line_separators": "content holds U+2028, U+2029 and U+0085, unescaped as vLLM writes them",
@@ -50,6 +51,15 @@ class Fault:
         return default if self.number is None else self.number
 
 
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """The whole server writes nothing for `for_s` seconds, from `after_s` after its first request on. What was due
+    then leaves when it is over."""
+
+    after_s: float
+    for_s: float
+
+
 Faults = Mapping[int, Fault] | Callable[[int, str], Fault | None]
 
 
@@ -65,6 +75,8 @@ class FakePlan:
     vectors of `dimensions` where the request asks for no fewer.
     With `requests_per_minute` or `tokens_per_minute` it is a hosted API: what is beyond them in any `window_s` seconds
     is answered 429, with Retry-After if it `says_when`.
+    With `pings` a chat's role-only chunk comes at once, and `: ping` comments before each event. An event leaves in
+    `split` writes to the connection. With `records` the fake keeps what it sent when (`FakeVllm.pace.sent`).
     `faults` maps a request's number, or is called with its number and prompt.
     """
 
@@ -83,6 +95,10 @@ class FakePlan:
     tokens_per_minute: int | None = None
     window_s: float = 60.0
     says_when: bool = True
+    pings: bool = False
+    split: int = 1
+    freeze: Freeze | None = None
+    records: bool = False
     faults: Faults | None = None
 
     def fault_for(self, number: int, prompt: str) -> Fault | None:

@@ -76,6 +76,15 @@ def test_a_field_is_shown_with_both_its_values(good: str, other: str, change: Ch
     assert changes(old(), edited(good, other)) == [change]
 
 
+def test_the_order_of_tiers_is_a_change() -> None:
+    realtime, bulk = OLD.splitlines(keepends=True)[2:4]
+    turned = parse_catalog(OLD.replace(realtime + bulk, bulk + realtime))
+    assert turned.hash() != old().hash()
+    assert changes(old(), turned) == [Change("tiers", "realtime > bulk", "bulk > realtime")]
+    assert needs(old(), turned) == ["the new order of tiers holds in classify processes once they are started again"]
+    assert changes(old(), parse_catalog(OLD.replace(realtime, realtime + "  batch: {}\n")))[0].field == "tiers.batch"
+
+
 def test_a_deployment_that_comes_or_goes_is_one_change() -> None:
     both = parse_catalog(OLD + OTHER)
     [added] = changes(old(), both)

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from tieryard.cli.candidates import show_decision, shown_usd
 from tieryard.cli.route import parse_slo
+from tieryard.cli.route_reports import money
 from tieryard.errors import UserError
+from tieryard.replay import Sums
 
 LONG_NAME = "qwen2.5-32b-instruct-awq"
 
@@ -43,7 +45,7 @@ def test_no_figure_is_cut(width: int) -> None:
     assert max(map(len, out.splitlines())) <= width
     for figure in ("14,300+1,800", "3,000", "640", "7,936", "0.000453", "0.73", "0.49", "chosen"):
         assert figure in out
-    assert "category code, wants medium (asks for code), 23 words, max_tokens 256, needs tools, due in 300 s" in (
+    assert "category code, wants medium (asks for code), 23 words, max_tokens 256, needs tools, due in 5 min" in (
         " ".join(out.split())
     )
     assert (f"{LONG_NAME}: is far" in out) == (width < 130)
@@ -61,6 +63,31 @@ def test_what_is_unusual_is_said() -> None:
     assert shown(80, decision(features={}, classifier=None)) == "because cheapest\n"
 
 
+@pytest.mark.parametrize(
+    ("due_in_s", "words", "says"),
+    [
+        (60.0, 1, "1 word, max_tokens 256, needs tools, due in 60 s"),
+        (899.6, 2, "2 words, max_tokens 256, needs tools, due in 15 min"),
+        (86_352.0, 2, "due in 24 h"),
+        (31_536_000.0, 2, "due in 365 days"),
+        (-5.0, 2, "was due 5 s ago"),
+    ],
+)
+def test_when_it_is_due_is_easy_to_read(due_in_s: float, words: int, says: str) -> None:
+    found = decision()
+    found["features"] |= {"due_in_s": due_in_s, "text": {**found["features"]["text"], "words": words}}
+    assert says in " ".join(shown(80, found).split())
+
+
+def test_what_the_job_asks_is_said() -> None:
+    bounds = {"max_latency_ms": 2000.0, "max_ttft_ms": None, "min_quality": None, "quality_share": 0.9}
+    found = decision()
+    found["features"] |= {"bounds": {**bounds, "quality_of": "large"}, "max_cost_usd": "0.01"}
+    out = " ".join(shown(80, found).split())
+    assert "asks: max_latency_ms 2000, min_quality 0.9 of large, max_cost_usd 0.01" in out
+    assert "asks:" not in shown(80, decision())
+
+
 def test_dollars_have_three_digits_and_no_exponent() -> None:
     amounts = ("0.0000123456", "12.3456", "0", "1234567")
     assert [shown_usd(Decimal(x)) for x in amounts] == ["0.0000123", "12.3", "0", "1230000"]
@@ -73,3 +100,9 @@ def test_slo_terms() -> None:
     for bad in (["x"], ["=1"], ["x="], ["{x"], ["a=1", "a.b=2"]):
         with pytest.raises(UserError, match="--slo"):
             parse_slo(bad)
+
+
+def test_sums_of_little_money_are_not_rounded_to_nothing() -> None:
+    little = Sums(jobs=1, charged=1, old_usd=Decimal("0.0000012"), new_usd=Decimal("0.00003456"))
+    assert money(little) == ("0.0000012", "0.0000346", "+2780.0%")
+    assert money(Sums(charged=1, old_usd=Decimal("1234.5"), new_usd=Decimal(0)))[:2] == ("1,234.5000", "0.0000")

@@ -30,6 +30,8 @@ def test_a_good_table_is_read(tmp_path: Path) -> None:
         ("\n\n", 1, None, "is empty"),
         ("prompt,weak,strong\n", 2, None, "no rows"),
         ("prompt,weak\na,1\n", 1, "strong", "no such column; there are prompt, weak"),
+        ("prompt;weak;strong\na;1;1\n", 1, "prompt", "separated by ';': save it with commas"),
+        ("prompt\tweak\tstrong\na\t1\t1\n", 1, "prompt", "separated by tabs: save it with commas"),
         ("prompt,weak,weak,strong\na,1,1,1\n", 1, "weak", "more than once"),
         ("prompt,weak,strong\na,1,1\nb,yes,1\n", 3, "weak", "'yes' is no number"),
         ("prompt,weak,strong\na,1,\n", 2, "strong", "'' is no number"),

@@ -105,6 +105,21 @@ def test_groups_of_one_kind_only_are_refused(table: Table) -> None:
         evaluate(one, weak="weak", strong="strong", many_folds=3)
 
 
+def test_a_near_duplicate_in_another_group_is_not_learned_from(table: Table) -> None:
+    rows = len(table)
+    prompts = [*table.prompts, *(f"{prompt.upper()}!" for prompt in table.prompts)]
+    scores = {name: [*column, *column] for name, column in table.scores.items()}
+    twice = Table(table.source, prompts, scores, None, ["first"] * rows + ["again"] * rows)
+    with pytest.raises(UserError, match="0 rows are too few"):
+        evaluate(twice, weak="weak", strong="strong", many_folds=2)
+
+
+def test_categories_take_more_than_one_prompt() -> None:
+    same = Table("t.csv", ["The same?", "the SAME"] * 20, {"weak": [0.0, 1.0] * 20, "strong": [1.0] * 40}, ["a"] * 40)
+    with pytest.raises(UserError, match="all rows have one prompt"):
+        train(Outcomes.of(same), weak="weak", strong="strong")
+
+
 def test_a_picture_is_drawn(table: Table, tmp_path: Path) -> None:
     from tieryard.learning import pictures
 

@@ -431,6 +431,10 @@ def test_what_the_learned_model_says_of_a_prompt_moves_the_choice() -> None:
     assert "strong is worth its price" in hard.judged[0].why
     named = make.features(hardness=2.0, predicted={"weak": 0.9, "strong": 0.9})
     assert decide(named, replace(known, candidates=(replace(weak, measured_as="weak"), strong))).deployment == "weak"
+    free = [
+        replace(c, name=c.name[::-1], input_usd_per_1m=Decimal(0), output_usd_per_1m=Decimal(0)) for c in (weak, strong)
+    ]
+    assert decide(make.features(hardness=2.0), replace(known, candidates=tuple(free))).deployment == "gnorts"
     stepped_back = replace(known, rules=Rules(classifier="rules", step_back="outcomes contradict it"))
     assert decide(make.features(hardness=2.0), stepped_back).deployment == "weak"
 
@@ -438,8 +442,19 @@ def test_what_the_learned_model_says_of_a_prompt_moves_the_choice() -> None:
 def test_errors_beyond_chance_keep_jobs_away_and_a_few_do_not() -> None:
     failing = replace(SMALL, profiles={"chat": Profile(1000, 1.0, error_rate=0.2)})
     unlucky = replace(SMALL, profiles={"chat": Profile(5, 1.0, error_rate=0.2)})
-    assert decide(make.features(), make.snapshot(failing, LARGE)).deployment == "large"
-    assert decide(make.features(), make.snapshot(unlucky, LARGE)).deployment == "small"
+    assert decide(make.features(draw=0.5), make.snapshot(failing, LARGE)).deployment == "large"
+    assert decide(make.features(draw=0.5), make.snapshot(unlucky, LARGE)).deployment == "small"
+
+
+def test_a_few_jobs_see_whether_one_that_failed_too_often_still_does_and_none_waits_for_it() -> None:
+    """Without any its error rate, which only jobs move, would stand for ever."""
+    failing = replace(SMALL, profiles={"chat": Profile(1000, 1.0, error_rate=0.2)})
+    jobs_due = [make.features(tier="bulk", due_in_s=86_400.0, draw=i / 1000) for i in range(1000)]
+    decisions = decide_many(jobs_due, make.snapshot(failing, UP, rules=waiting()))
+    assert sum(d.deployment == "small" for d in decisions) == pytest.approx(20, abs=6)
+    assert all(d.deployment is not None for d in decisions)
+    away = replace(failing, live=False)
+    assert not any(d.deployment == "small" for d in decide_many(jobs_due, make.snapshot(away, UP, rules=waiting())))
 
 
 def test_an_open_breaker_keeps_jobs_away_and_a_half_open_one_lets_a_tenth_through() -> None:
@@ -488,6 +503,42 @@ def test_a_job_waits_for_the_cheaper_one_as_long_as_its_deadline_holds() -> None
     assert decide(job, make.snapshot(gone, UP, rules=waiting())).deployment == "large"
     weak = replace(waiting(), floors={"chat": 0.8})  # and the cheaper one would not do
     assert decide(job, make.snapshot(DOWN, replace(UP, quality=0.9), rules=weak)).deployment == "large"
+
+
+def test_a_job_waits_for_the_only_one_that_qualifies_rather_than_break_its_floor() -> None:
+    floor = replace(waiting(), floors={"chat": 0.8})
+    job = make.features(tier="bulk", due_in_s=3600.0, draw=0.5)
+    good = replace(LARGE, name="good", quality=0.9, live=False, capacity=0, awaited=True)
+    poor = replace(UP, name="poor", profiles=profile(throughput_tps=1000.0, quality_score=0.5))
+    decision = decide(job, make.snapshot(good, poor, rules=floor))
+    assert (decision.deployment, decision.defer_s) == (None, 5.0)
+    assert decision.reason == "waits for good, the only one that qualifies: no replica of it is serving"
+    for late in (replace(job, due_in_s=50.0), replace(job, tier="other"), replace(job, attended=True)):
+        decision = decide(late, make.snapshot(good, poor, rules=floor))
+        assert (decision.deployment, decision.fallback) == ("poor", True)
+    gone = decide(job, make.snapshot(replace(good, awaited=False), poor, rules=floor))
+    assert (gone.deployment, gone.fallback) == ("poor", True)
+
+
+def test_a_job_waits_for_what_is_worth_most_of_all_while_it_is_down() -> None:
+    """The learned choice among those that are up must not make it look poor."""
+    rules = replace(waiting(), classifier="learned")
+    dear = replace(UP, name="dear", profiles=profile(throughput_tps=1000.0, quality_score=0.9))
+    cheap = replace(DOWN, name="cheap", profiles=profile(quality_score=0.85))
+    weak = replace(SMALL, name="weak", profiles=profile(quality_score=0.3))
+    job = make.features(tier="bulk", due_in_s=3600.0, draw=0.5, hardness=0.0)
+    decision = decide(job, make.snapshot(weak, cheap, dear, rules=rules))
+    assert (decision.deployment, decision.defer_s) == (None, 5.0)
+    assert decision.reason.startswith("waits for cheap")
+    assert decide(replace(job, tier="other"), make.snapshot(weak, cheap, dear, rules=rules)).deployment == "dear"
+    poor = replace(cheap, profiles=profile(quality_score=0.4))
+    assert decide(job, make.snapshot(weak, poor, dear, rules=rules)).deployment == "dear"
+
+
+def test_a_floor_by_a_deployment_that_is_gone_is_named() -> None:
+    rules = bound(quality_share=0.8, quality_of="lost")
+    decision = decide(make.features(tier="realtime"), make.snapshot(SMALL, rules=rules))
+    assert decision.notes[0] == "no floor by the quality of lost: the catalog has it no more"
 
 
 def test_nobody_waits_beside_its_own_queue() -> None:

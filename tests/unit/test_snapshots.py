@@ -1,0 +1,36 @@
+"""Snapshots that are stored: each once, though calls take turns between a few."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from tests.conftest import CATALOGS
+from tieryard.catalog import load_catalog
+from tieryard.metrics import Metrics
+from tieryard.snapshots import Snapshots
+from tieryard.telemetry import logger
+
+
+def test_a_snapshot_is_stored_once_however_many_come_between() -> None:
+    """At full engines each call has another one, by what is full just then: it would be stored with every call."""
+    known = Snapshots(cast("Metrics", None), load_catalog(CATALOGS / "instant.yaml"), logger())
+    for number, body in enumerate((b"all", b"one is full"), start=1):
+        assert known.stored_as(body) is None
+        known.remember(body, number)
+    assert [known.stored_as(body) for body in (b"all", b"one is full", b"all")] == [1, 2, 1]
+    for number in range(100):
+        known.remember(f"later {number}".encode(), number)
+    assert known.stored_as(b"all") is None, "what is remembered is bounded"
+
+
+def test_what_was_stored_long_ago_is_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rescue may have forgotten it since."""
+    known = Snapshots(cast("Metrics", None), load_catalog(CATALOGS / "instant.yaml"), logger())
+    monkeypatch.setattr("tieryard.snapshots.time.monotonic", lambda: 100_000.0)
+    known.remember(b"all", 1)
+    monkeypatch.setattr("tieryard.snapshots.time.monotonic", lambda: 103_601.0)
+    assert known.stored_as(b"all") is None
+    known.remember(b"all", 2)
+    assert known.stored_as(b"all") == 2
