@@ -83,7 +83,7 @@ class Switchboard:
         self.admission = admission
         self.log = telemetry.logger(process="api", pid=os.getpid())
         self.lease = Lease(API, settings, self.log, heard=in_force.seen)
-        self.snapshots = Snapshots(metrics, catalog, self.log)
+        self.snapshots = Snapshots(metrics, catalog, self.log, fault=admission.load_model().fault)
         key = settings.engine_key
         self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
         self.providers = Providers(settings.redis_url.get_secret_value(), catalog)
@@ -140,7 +140,7 @@ class Switchboard:
         self.endings.take_over(catalog)
         self._observers = {name: Observer(self._metrics, name) for name in catalog.deployments} | self._observers
         self.slots.take_over(catalog)
-        self.snapshots.take_over(catalog)
+        self.snapshots.take_over(catalog, fault=admission.load_model().fault)
         self.providers.take_over(catalog)
         self.admission = admission
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tieryard.catalog import Catalog, Policy
 from tieryard.errors import ModelNotFoundError, PromptTooLongError, RequestError
-from tieryard.hardness import Hardness, Word, load_hardness
+from tieryard.hardness import Loaded, Word, load_hardness
 from tieryard.ids import draw
 from tieryard.requests import EMBEDDINGS, Relative, Request, parse_batch_line
 from tieryard.routing import Bounds, Decision, Hurdle, JobFeatures, Snapshot, decide, text_features
@@ -49,8 +49,7 @@ class Admission:
         specs = {d.tokenizer for d in catalog.deployments.values()}
         self.counters: dict[str, TokenCounter] = {spec: load_counter(spec, cache_dir=cache_dir) for spec in specs}
         self._static = Snapshot.of(catalog)
-        self._hardness: Hardness | None = None
-        self._loaded = False
+        self._model: Loaded | None = None
 
     def check(self, request: Request, *, callbacks: bool, tenant: str = "", line: int | None = None) -> None:
         """Raises RequestError that names the field (and the line). `callbacks`: whether any can be signed. `tenant`:
@@ -94,17 +93,18 @@ class Admission:
             for i, (r, at) in enumerate(zip(requests, around or [_NOWHERE] * len(requests), strict=True))
         ]
 
-    def load_model(self) -> None:
+    def load_model(self) -> Loaded:
         """Now, and not when the first job needs it."""
-        if not self._loaded:
-            self._hardness, self._loaded = load_hardness(self.catalog), True
+        if self._model is None:
+            self._model = load_hardness(self.catalog)
+        return self._model
 
     def _word(self, request: Request, text: str, category: str) -> Word:
         """Only where something is to be chosen by it."""
         if request.model in self.catalog.deployments or request.endpoint == EMBEDDINGS:
             return _NO_WORD
-        self.load_model()
-        return self._hardness.of(text, category) if self._hardness is not None else _NO_WORD
+        hardness = self.load_model().hardness
+        return hardness.of(text, category) if hardness is not None else _NO_WORD
 
     def _features(self, request: Request, prompt_tokens: dict[str, int], at: Surroundings) -> JobFeatures:
         text = request.text()

@@ -43,18 +43,25 @@ class Hardness:
         return Word(round(_log_odds(found.difficulty) - self._usual, 3), predicted)
 
 
-def load_hardness(catalog: Catalog) -> Hardness | None:
-    """By the catalog's model, or the one that is shipped; None where the catalog wants the rules, and where the model
-    cannot be read: that is logged, and the rules decide."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`hardness` is None where the catalog wants the rules, and where the model cannot be read: `fault` says why."""
+
+    hardness: Hardness | None = None
+    fault: str = ""
+
+
+def load_hardness(catalog: Catalog) -> Loaded:
+    """By the catalog's model, or the one that is shipped. A fault is logged, too."""
     if catalog.routing.classifier != "learned":
-        return None
+        return Loaded()
     path = catalog.routing.quality_model
     try:
-        return Hardness(_model(path, _changed(path)), catalog)
+        return Loaded(Hardness(_model(path, _changed(path)), catalog))
     except (UserError, OSError) as error:
         todo = "mend routing.quality_model, or set routing.classifier to rules"
         telemetry.logger().error(Event.QUALITY_MODEL_UNREAD, error=str(error)[:300], todo=todo)
-        return None
+        return Loaded(fault=f"the quality model cannot be read where jobs are routed ({type(error).__name__}); {todo}")
 
 
 @lru_cache(maxsize=2)

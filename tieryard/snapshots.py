@@ -26,11 +26,13 @@ _REMEMBERED_S = 3600.0  # far less than they are kept for
 
 
 class Snapshots:
-    """What one process knows of the fleet's load. `live` and `last` are as of the last read."""
+    """What one process knows of the fleet's load. `live` and `last` are as of the last read. `fault` is why it cannot
+    go by the learned model that the catalog asks for."""
 
-    def __init__(self, metrics: Metrics, catalog: Catalog, log: FilteringBoundLogger) -> None:
+    def __init__(self, metrics: Metrics, catalog: Catalog, log: FilteringBoundLogger, *, fault: str = "") -> None:
         self._metrics = metrics
         self._catalog = catalog
+        self._fault = fault
         self._log = log
         self._read_at = float("-inf")
         self._stored: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # id, and when
@@ -51,10 +53,10 @@ class Snapshots:
         with self._reading:
             self._read()
 
-    def take_over(self, catalog: Catalog) -> None:
+    def take_over(self, catalog: Catalog, *, fault: str = "") -> None:
         """From its return on, snapshots are of this catalog; without Redis, of nothing else."""
         with self._reading:
-            self._catalog = catalog
+            self._catalog, self._fault = catalog, fault
             if not self._read():
                 self.last = Snapshot.of(catalog, exploring=False)
 
@@ -118,7 +120,7 @@ class Snapshots:
             profiles=live.profiles,
             needed_tps=live.needed_tps,
             exploring=live.explored_usd < self._limit_usd,
-            step_back=live.step_back,
+            step_back=self._fault or live.step_back,
         )
 
     def stored_as(self, body: bytes) -> int | None:

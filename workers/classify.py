@@ -33,9 +33,9 @@ class Classifier:
 
     def __init__(self, yard: Yard, admission: Admission) -> None:
         self._yard = yard
-        admission.load_model()
+        fault = admission.load_model().fault
         self._admission = admission
-        self._snapshots = Snapshots(yard.metrics, admission.catalog, yard.log)
+        self._snapshots = Snapshots(yard.metrics, admission.catalog, yard.log, fault=fault)
         self._shadows = Shadows(yard, admission.catalog)
         self._homes = Homes()
         self._sessions = Sessions()
@@ -51,7 +51,7 @@ class Classifier:
     def _take_over(self) -> None:
         if (admission := self._next) is not None:
             self._admission, self._next = admission, None
-            self._snapshots.take_over(admission.catalog)
+            self._snapshots.take_over(admission.catalog, fault=admission.load_model().fault)
             self._shadows.catalog = admission.catalog
 
     def classify(self, tier: str, due: float, runs: list[Run]) -> int:

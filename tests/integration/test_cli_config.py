@@ -110,6 +110,15 @@ def test_a_policy_for_nobody_is_said(run: Run, here: None, store: Store, tenant:
     assert run("config", "diff", str(file)).out == f"t.yaml says what version 1 says\n{said}"
 
 
+def test_a_quality_model_that_is_not_here_is_said(run: Run, here: None, store: Store, file: Path) -> None:
+    file.write_text(file.read_text() + "routing: {quality_model: /nowhere.gz}\n")
+    said = (
+        "- routing.quality_model: there is no file /nowhere.gz here; a process that cannot read it goes by the rules\n"
+    )
+    assert run("config", "check", str(file)).out.endswith(said)
+    assert run("config", "apply", str(file)).out == f"{said}version 1 is in force\n"
+
+
 def test_a_tier_with_unfinished_jobs_stays(run: Run, here: None, store: Store, tenant: int, file: Path) -> None:
     run("config", "apply", str(file))
     [job] = make.save_jobs(store, tenant, tier="bulk")

@@ -7,8 +7,9 @@ from typing import cast
 import pytest
 
 from tests.conftest import CATALOGS
-from tieryard.catalog import load_catalog
-from tieryard.metrics import Metrics
+from tieryard.catalog import Catalog, load_catalog
+from tieryard.hardness import load_hardness
+from tieryard.metrics import Live, Metrics
 from tieryard.snapshots import Snapshots
 from tieryard.telemetry import logger
 
@@ -34,3 +35,21 @@ def test_what_was_stored_long_ago_is_stored_again(monkeypatch: pytest.MonkeyPatc
     assert known.stored_as(b"all") is None
     known.remember(b"all", 2)
     assert known.stored_as(b"all") == 2
+
+
+def test_a_process_that_cannot_read_the_model_says_so_in_its_decisions() -> None:
+    catalog = load_catalog(CATALOGS / "instant.yaml")
+    lost = catalog.model_copy(update={"routing": catalog.routing.model_copy(update={"quality_model": "/nowhere.gz"})})
+    fault = load_hardness(lost).fault
+    assert fault.startswith("the quality model cannot be read where jobs are routed (FileNotFoundError); mend")
+    assert (load_hardness(catalog).fault, load_hardness(catalog).hardness is None) == ("", False)
+
+    class Metering:
+        def read(self, _: Catalog) -> Live:
+            return Live({}, {}, {})
+
+    known = Snapshots(cast("Metrics", Metering()), lost, logger(), fault=fault)
+    assert known.newest().rules.step_back == fault
+    assert known.last.rules.classifier == "rules"
+    known.take_over(catalog)
+    assert (known.last.rules.step_back, known.last.rules.classifier) == ("", "learned")

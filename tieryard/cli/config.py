@@ -38,6 +38,7 @@ def check(file: FileArgument = _DEFAULT) -> None:
     rows = [(line_of(text, found.at), found.field, found.message) for found in advice(catalog)]
     for line, field, message in sorted(rows):
         typer.echo(f"{file}:{line}: {field}: {message}")
+    _warn_of_model(catalog)
 
 
 @cli.command()
@@ -167,10 +168,19 @@ def show_changes(console: Console, found: list[Change], before: str, after: str)
         console.print(f"{printable(field)}\n  {printable(was)} → {printable(will)}", markup=False, soft_wrap=True)
 
 
+def _warn_of_model(wanted: Catalog) -> None:
+    path = wanted.routing.quality_model
+    if path is not None and not Path(path).is_file():
+        typer.echo(
+            f"- routing.quality_model: there is no file {path} here; a process that cannot read it goes by the rules"
+        )
+
+
 def _warn(store: Store, wanted: Catalog) -> None:
     """A policy whose tenant is misspelt would bind nobody, and nobody would notice."""
     for name in catalogs.without_tenant(store, wanted.routing.policies):
         typer.echo(f"- policy {printable(name)}: there is no tenant of this name; it will hold once there is")
+    _warn_of_model(wanted)
 
 
 def _cell(value: str | None) -> str:
