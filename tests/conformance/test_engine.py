@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 
 import httpx
 import pytest
@@ -130,9 +129,8 @@ async def test_closing_a_stream_early_frees_the_server(server, eventually):
 
     await asyncio.gather(*(stream.aclose() for stream in streams))
     await eventually(idle)
-    started = time.monotonic()
-    await recorded(server, asking(max_tokens=2))
-    assert time.monotonic() - started < 1.5
+    async with asyncio.timeout(15):  # and not behind the answers that nobody reads
+        await recorded(server, asking(max_tokens=2))
 
 
 async def test_a_cancelled_recording_holds_the_partial_answer(server, eventually):
