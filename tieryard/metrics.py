@@ -192,7 +192,7 @@ class Metrics:
         """Those of these deployments that do not serve now, with the time (epoch seconds) until when the router may
         have taken them to serve, or not have known of one that does; none where no other serves either."""
         now = time.time()
-        served, arrived = (_served(self._redis.hgetall(key)) for key in (_SERVED, _ARRIVED))
+        served, arrived = (_times(self._redis.hgetall(key)) for key in (_SERVED, _ARRIVED))
         serving = {name for name in names if now - served.get(name, 0.0) <= _FRESH_S}
         if not serving:
             return {}
@@ -255,7 +255,7 @@ class Metrics:
             *answers, served, needed, explored, step_back = pipe.execute()
         stale_before = time.time() - catalog.routing.stale_after.total_seconds()
         awaited_since = time.time() - catalog.routing.wait_for.total_seconds()
-        awaited = {name for name, at in _served(served).items() if at > awaited_since} & set(names)
+        awaited = {name for name, at in _times(served).items() if at > awaited_since} & set(names)
         fresh = {name: found for name, raw in zip(names, answers, strict=False) if (found := _fresh(raw))}
         profiles: dict[str, dict[str, Profile]] = {name: {} for name in names}
         for (name, category), raw in zip(pairs, answers[len(names) :], strict=False):
@@ -331,8 +331,8 @@ def _calls_field(api: int, replica: int) -> str:
     return f"api:{api}:{replica}"
 
 
-def _served(raw: dict[Any, Any]) -> dict[str, float]:
-    """When each deployment last served, epoch seconds."""
+def _times(raw: dict[Any, Any]) -> dict[str, float]:
+    """Epoch seconds by deployment."""
     return {name.decode(): float(at) for name, at in raw.items()}
 
 

@@ -39,7 +39,7 @@ class Snapshots:
         self._reading, self._money, self._storing = threading.Lock(), threading.Lock(), threading.Lock()
         self._owed_usd = Decimal(0)
         self.live = Live({}, {}, {})
-        self.last = Snapshot.of(catalog, exploring=False)
+        self.last = self._unmeasured()
 
     def newest(self) -> Snapshot:
         """At most a quarter second old."""
@@ -58,7 +58,7 @@ class Snapshots:
         with self._reading:
             self._catalog, self._fault = catalog, fault
             if not self._read():
-                self.last = Snapshot.of(catalog, exploring=False)
+                self.last = self._unmeasured()
 
     def _read(self) -> bool:
         """Whether Redis answered."""
@@ -112,6 +112,10 @@ class Snapshots:
     def _stop_exploring(self) -> None:
         if self.last.rules.explore_share:
             self.last = replace(self.last, rules=replace(self.last.rules, explore_share=0.0))
+
+    def _unmeasured(self) -> Snapshot:
+        """Of the catalog alone."""
+        return Snapshot.of(self._catalog, exploring=False, step_back=self._fault)
 
     def _snapshot(self, live: Live) -> Snapshot:
         return Snapshot.of(

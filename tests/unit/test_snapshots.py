@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
+import redis
 
 from tests.conftest import CATALOGS
 from tieryard.catalog import Catalog, load_catalog
@@ -53,3 +54,16 @@ def test_a_process_that_cannot_read_the_model_says_so_in_its_decisions() -> None
     assert known.last.rules.classifier == "rules"
     known.take_over(catalog)
     assert (known.last.rules.step_back, known.last.rules.classifier) == ("", "learned")
+
+
+def test_without_redis_a_model_that_cannot_be_read_is_said_all_the_same() -> None:
+    catalog = load_catalog(CATALOGS / "instant.yaml")
+
+    class Away:
+        def read(self, _: Catalog) -> Live:
+            raise redis.ConnectionError("away")
+
+    known = Snapshots(cast("Metrics", Away()), catalog, logger(), fault="it is gone")
+    assert (known.newest().rules.step_back, known.last.rules.classifier) == ("it is gone", "rules")
+    known.take_over(catalog, fault="so is this one")
+    assert known.last.rules.step_back == "so is this one"

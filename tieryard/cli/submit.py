@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from collections import defaultdict
 from decimal import Decimal
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tieryard.bench.percentiles import percentile
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
 from tieryard.cli.tables import printable, table
 from tieryard.errors import TieryardError, UserError
@@ -122,14 +122,10 @@ def _plain(money: Decimal) -> str:
 
 
 def _percentiles(values: list[float | None]) -> dict[str, float | None]:
-    """p50 and p95, inclusive; None when nothing was measured."""
+    """p50 and p95; None when nothing was measured."""
     known = [v for v in values if v is not None]
-    if not known:
-        return {"p50": None, "p95": None}
-    if len(known) == 1:
-        return {"p50": round(known[0], 1), "p95": round(known[0], 1)}
-    cuts = statistics.quantiles(known, n=100, method="inclusive")
-    return {"p50": round(cuts[49], 1), "p95": round(cuts[94], 1)}
+    found = {"p50": percentile(known, 0.50), "p95": percentile(known, 0.95)}
+    return {name: None if value is None else round(value, 1) for name, value in found.items()}
 
 
 def _table(figures: dict[str, Any]) -> Table:

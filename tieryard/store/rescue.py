@@ -107,8 +107,9 @@ WHERE job.id = stranded.id AND job.state = ANY(%(from)s) AND NOT job.deployment 
 RETURNING job.id
 """
 
-# A deployment that has fallen silent keeps what it was sent while it was taken to serve: that is routed once more, now
-# that others are known to be better. What was sent there since, knowingly, waits there; so does what names it.
+# A deployment that does not serve keeps what it was sent while it was taken to, or while no other was known to: that is
+# routed once more, now that others are known to be better. What was sent there since, knowingly, waits there; so does
+# what names it.
 _STRANDED = """
 WITH fallen AS (
     SELECT * FROM unnest(%(names)s::text[], %(until)s::float8[]) AS fallen (deployment, until)
@@ -217,8 +218,8 @@ def reroute(connection: Connection, known: Collection[str], *, version: int) -> 
 
 
 def reroute_stranded(connection: Connection, fallen: Mapping[str, float]) -> int:
-    """Takes routed jobs back from deployments that serve no more, where the decision is older than the time (epoch
-    seconds) until when they were taken to serve, and is not the job's own word: how many."""
+    """Takes routed jobs back from deployments that serve no more, where the decision is older than `fallen` says
+    (epoch seconds, `Metrics.fallen`), and is not the job's own word: how many."""
     if not fallen:
         return 0
     waiting = [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]
