@@ -234,9 +234,8 @@ def test_who_leaves_an_engine_that_has_not_said_what_it_used_pays_for_the_prompt
     body = asked("[[fault:stall]]" + "x" * 100, stream=True)
     headers = {"authorization": f"Bearer {KEY}"}
     with httpx.stream("POST", f"{reticent.url}/v1/chat/completions", json=body, headers=headers) as answer:
-        for line in answer.iter_lines():
-            if '"content":"' in line and '"content":""' not in line:
-                break
+        pieces = (line for line in answer.iter_lines() if '"content":"' in line and '"content":""' not in line)
+        next(pieces), next(pieces)  # it stalls after two
     reticent.until("cancelled")
     [[features]] = reticent.rows("decision", "features")
     [[prompt, completion]] = reticent.rows("ledger", "prompt_tokens, completion_tokens")
