@@ -29,10 +29,14 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	@$(BIN)/python docs/examples/demo.py
 
-# A fleet of processes is a machine's worth by itself, so those tests come one by one.
+# Modules are given out in this order: the many short ones of tests/unit come last, so that no worker is left with a long
+# one. A fleet of processes is a machine's worth by itself, so those tests come after, one by one. Beside them Schemathesis
+# takes one core; not under xdist, since the names of its tests repeat.
+DOCUMENT := tests/acceptance/test_schemathesis.py
 test: setup lint
-	@$(BIN)/python -m pytest -q -n 3 --dist loadscope tests/unit tests/conformance tests/integration
-	@$(BIN)/python -m pytest -q tests/acceptance
+	@$(BIN)/python -m pytest -q -n 3 --dist loadscope --no-loadscope-reorder tests/integration tests/conformance tests/unit
+	@$(BIN)/python -m pytest -q $(DOCUMENT) & beside=$$!; failed=0; \
+	  $(BIN)/python -m pytest -q tests/acceptance --ignore $(DOCUMENT) || failed=$$?; wait $$beside && exit $$failed
 
 test-faults: setup
 	@$(BIN)/python -m pytest -q tests/faults

@@ -15,14 +15,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api import batches, calls, files, health, jobs, models, outcomes, route
+from api import batches, benchmarks, calls, files, golden, health, jobs, models, outcomes, prometheus, route
 from api.body_limit import BodyLimit
 from api.files import MULTIPART_BYTES
 from api.rate_headers import RateHeaders, note_headers, noted_headers
 from api.refusals import Refusal, internal_error, refuse
 from api.state import State
 from tieryard import __version__, telemetry
-from tieryard.errors import LimitError, StoreError, TieryardError, UnavailableError, UserError
+from tieryard.bench.asking import BenchmarkCreate
+from tieryard.complaints import complaint
+from tieryard.errors import LimitError, RequestError, StoreError, TieryardError, UnavailableError, UserError
 from tieryard.requests import BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, JobCreate
 from tieryard.settings import Settings
 
@@ -56,9 +58,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(outcomes.router)
     app.include_router(files.router)
     app.include_router(batches.router)
+    app.include_router(benchmarks.router)
+    app.include_router(golden.router)
     app.include_router(models.router)
     app.include_router(route.router)
     app.include_router(health.router)
+    app.include_router(prometheus.router)
     for refused in (UserError, UnavailableError, StoreError):
         app.add_exception_handler(refused, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -85,9 +90,10 @@ async def _on_refused(request: Request, error: Exception) -> JSONResponse:
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    param = ".".join(str(p) for p in first["loc"][1:])
-    message = first["msg"][:1].lower() + first["msg"][1:]
-    return _answer(refuse(400, f"{param}: {message}", code="invalid_request", param=param))
+    if first["type"] == "json_invalid":  # its location is a character's
+        return _answer(Refusal.of(RequestError(complaint(first))))
+    param = ".".join(str(p) for p in first["loc"][1:]) or "body"
+    return _answer(Refusal.of(RequestError(complaint(first), param=param)))
 
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
@@ -121,11 +127,12 @@ async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
 
 
 BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
-    JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate,
+    JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, BenchmarkCreate,
 )  # fmt: skip
 
 
-_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH)
+_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH, golden.PATH)
+"""Or, of a golden set, the same thing however often it is sent."""
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",

@@ -293,8 +293,7 @@ class Call:
                 await self._board.finals.wait(job_id)
         except TimeoutError:
             raise UnavailableError("the first call with this Idempotency-Key still runs", retry_after_s=5.0) from None
-        endpoint = ask.request.endpoint
-        board = self._board
+        endpoint, board = ask.request.endpoint, self._board
         answer = await board.work(stored_answer, board.store, job_id, endpoint, tenant_id=ask.tenant_id)
         self._note({"x-selected-model": answer.model})
         self._created = answer.created
@@ -359,6 +358,7 @@ class Call:
     def _saved(self, choice: Choice, started: Started) -> None:
         assert self._job is not None
         self._board.snapshots.remember(choice.snapshot, started.snapshot_id)
+        self._board.snapshots.owe(choice.extra_usd)
         self._created = started.created_at
         self._job = replace(self._job, claimed_at=started.claimed_at)
 

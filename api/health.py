@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from api.state import StateDep
 from tieryard.errors import StoreError
-from tieryard.store import migrate, reads
+from tieryard.store import migrate, reads, workers
 
 router = APIRouter()
 
@@ -19,11 +19,20 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+class CatalogTaken(BaseModel):
+    """Whether processes go by the newest catalog. One that cannot goes on with what it has, so the fleet is ready."""
+
+    version: int
+    unable: bool
+    found: str
+
+
 class Readiness(BaseModel):
     """What a job needs on its way: each check is `ok`, or says what is wrong."""
 
     ready: bool
     checks: dict[str, str]
+    catalog: CatalogTaken | None = None
 
 
 @router.get("/healthz")
@@ -36,10 +45,14 @@ def healthz() -> Health:
 def readyz(state: StateDep, response: Response) -> Readiness:
     """Postgres at this version, Redis, a worker of each kind, and every deployment serving."""
     checks: dict[str, str] = {}
+    catalog: CatalogTaken | None = None
     try:
         checks["postgres"] = "ok" if migrate.is_current(state.store) else "schema is not current: tieryard migrate"
         kinds = {row[1] for row in reads.live_workers(state.store)}
         checks |= {kind: "ok" if kind in kinds else "no live worker" for kind in _NEEDED}
+        if checks["postgres"] == "ok":
+            found = workers.followers(state.store)
+            catalog = CatalogTaken(version=found.newest, unable=found.unable, found=found.summary())
     except StoreError:
         checks["postgres"] = "does not answer"  # no more: this route needs no key
     try:
@@ -54,4 +67,4 @@ def readyz(state: StateDep, response: Response) -> Readiness:
         checks["redis"] = "does not answer"
     ready = all(value == "ok" for value in checks.values())
     response.status_code = 200 if ready else 503
-    return Readiness(ready=ready, checks=checks)
+    return Readiness(ready=ready, checks=checks, catalog=catalog)

@@ -125,7 +125,7 @@ def get_job(state: StateDep, holder: ReadDep, job_id: str) -> JobPublic:
 
 @router.get("/jobs/{job_id}/story")
 def get_story(state: StateDep, holder: ReadDep, job_id: str) -> StoryPublic:
-    """Everything that is kept of a job: each decision with every candidate, each start, all money."""
+    """Everything that is kept of a job: each decision with every candidate, each start, all money, each score."""
     return StoryPublic.of(reads.get_story(state.store, internal("job", job_id), tenant_id=holder.tenant_id))
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import redis
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.shapes import ERRORS
+from api.shapes import ERRORS, OutcomePublic
 from api.state import InferDep, StateDep
 from tieryard import telemetry
 from tieryard.ids import internal, public
@@ -33,21 +32,6 @@ class OutcomeCreate(BaseModel):
     source: Annotated[
         str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$", description="Who says so; each has one word on a job.")
     ] = "caller"
-
-
-class OutcomePublic(BaseModel):
-    """A score as it is kept."""
-
-    object: Literal["outcome"] = "outcome"
-    job: str
-    source: str
-    score: float
-    deployment: str | None = Field(description="Whose answer it was.")
-    category: str | None
-    predicted: float | None = Field(
-        description="The quality that the router had expected of it; null where it had decided nothing."
-    )
-    scored_at: datetime
 
 
 @router.post("/jobs/{job_id}/outcome")

@@ -14,7 +14,7 @@ from tieryard.ids import public
 from tieryard.requests import read_notes
 from tieryard.routing import JobFeatures, Judged, Snapshot, decide, plain
 from tieryard.store.reads import JobRow, Story
-from tieryard.store.schema import Decision
+from tieryard.store.schema import Decision, Outcome
 
 Usd = Annotated[Decimal, PlainSerializer(lambda usd: f"{usd:f}", return_type=str, when_used="json")]
 """Dollars, exact: as text, and never with an exponent."""
@@ -189,8 +189,11 @@ class RoutePublic(BaseModel):
 
     deployment: str | None = Field(description="None: no deployment can take it, or it waits for one.")
     reason: str
-    fallback: bool = Field(description="None met the SLO and the floors; it went to the best that fits.")
+    fallback: bool = Field(description="None met the SLO and the floors; it went to the nearest that fits.")
     explored: bool = Field(description="Sent beside the choice, to measure.")
+    canary: str | None = Field(
+        description="The candidate for whose canary it counts: that took the job, or is compared with what did."
+    )
     defer_s: float = Field(description="Above 0: it waits so long for a cheaper deployment, then is routed again.")
     notes: list[str] = Field(description="What the numbers lack.")
     classifier: Literal["learned", "rules"] | None = Field(description="What told how much the job needs.")
@@ -213,9 +216,9 @@ class DecisionPublic(RoutePublic):
 
     @classmethod
     def stored(cls, stored: Decision, body: dict[str, Any]) -> Self:
-        """What was saved is what counts: deployment, reason, and whether it was a fallback or explored."""
+        """What was saved is what counts: deployment, reason, and whether it fell back, explored, or was of a canary."""
         known = {"deployment": stored.deployment, "reason": stored.reason, "features": stored.features}
-        flags = {"fallback": stored.fallback, "explored": stored.explored}
+        flags = {"fallback": stored.fallback, "explored": stored.explored, "canary": stored.canary}
         if stored.features and body:
             found = _decided(JobFeatures.from_dict(stored.features), Snapshot.from_json(body), stored.deployment)
         else:
@@ -234,6 +237,7 @@ def _decided(features: JobFeatures, snapshot: Snapshot, chosen: str | None = Non
         "reason": made.reason,
         "fallback": made.fallback,
         "explored": made.explored,
+        "canary": made.canary or None,
         "defer_s": made.defer_s,
         "notes": list(made.notes),
         "classifier": "learned" if learned else "rules",
@@ -274,6 +278,33 @@ class MoneyPublic(BaseModel):
     posted_at: datetime
 
 
+class OutcomePublic(BaseModel):
+    """A score as it is kept."""
+
+    object: Literal["outcome"] = "outcome"
+    job: str
+    source: str
+    score: float
+    deployment: str | None = Field(description="Whose answer it was.")
+    category: str | None
+    predicted: float | None = Field(
+        description="The quality that the router had expected of it; null where it had decided nothing."
+    )
+    scored_at: datetime
+
+    @classmethod
+    def of(cls, kept: Outcome) -> Self:
+        return cls(
+            job=public("job", kept.job_id),
+            source=kept.source,
+            score=kept.score,
+            deployment=kept.deployment,
+            category=kept.category,
+            predicted=kept.rules_predicted if kept.predicted is None else kept.predicted,
+            scored_at=kept.scored_at,
+        )
+
+
 class StoryPublic(BaseModel):
     """Everything that is kept of a job."""
 
@@ -281,6 +312,7 @@ class StoryPublic(BaseModel):
     decisions: list[DecisionPublic]
     starts: list[StartPublic]
     money: list[MoneyPublic]
+    outcomes: list[OutcomePublic] = Field(description="How good its answer was, by each who said so.")
 
     @classmethod
     def of(cls, story: Story) -> Self:
@@ -289,4 +321,5 @@ class StoryPublic(BaseModel):
             decisions=[DecisionPublic.stored(made, body) for made, body in story.decisions],
             starts=[StartPublic(**s.model_dump()) for s in story.starts],
             money=[MoneyPublic(**m.model_dump()) for m in story.money],
+            outcomes=[OutcomePublic.of(kept) for kept in story.outcomes],
         )

@@ -82,8 +82,8 @@ class Switchboard:
         self.store = store
         self.admission = admission
         self.log = telemetry.logger(process="api", pid=os.getpid())
-        self.lease = Lease(API, settings, self.log, heard=in_force.seen)
-        self.snapshots = Snapshots(metrics, catalog, self.log, fault=admission.load_model().fault)
+        self.lease = Lease(API, settings, self.log, in_force)
+        self.snapshots = Snapshots(metrics, catalog, self.log, learned=admission.load_model())
         key = settings.engine_key
         self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
         self.providers = Providers(settings.redis_url.get_secret_value(), catalog)
@@ -140,7 +140,7 @@ class Switchboard:
         self.endings.take_over(catalog)
         self._observers = {name: Observer(self._metrics, name) for name in catalog.deployments} | self._observers
         self.slots.take_over(catalog)
-        self.snapshots.take_over(catalog, fault=admission.load_model().fault)
+        self.snapshots.take_over(catalog, learned=admission.load_model())
         self.providers.take_over(catalog)
         self.admission = admission
 
@@ -168,15 +168,23 @@ class Switchboard:
 
     def route(self, features: JobFeatures, tried: dict[str, str] | None = None) -> Choice:
         """The router's choice among deployments that serve now, on servers that are not among the `tried` (with why
-        they failed). Raises UnavailableError."""
+        they failed). It only looks: what exploring costs is owed by the call that starts there. Raises
+        UnavailableError."""
         snapshot, body = self._among_serving() if not tried else self._among_untried(tried)
         decision = decide(counted_for(features, snapshot), snapshot)
         if decision.deployment is None:
             raise UnavailableError(decision.reason, retry_after_s=_RETRY_AFTER_S)
-        stored = self.snapshots.stored_as(body)
-        self.snapshots.owe(decision.extra_usd)
-        said = {"fallback": decision.fallback, "explored": decision.explored}
-        return Choice(decision.deployment, decision.reason, features, body, stored, **said)
+        return Choice(
+            decision.deployment,
+            decision.reason,
+            features,
+            body,
+            self.snapshots.stored_as(body),
+            fallback=decision.fallback,
+            explored=decision.explored,
+            extra_usd=decision.extra_usd,
+            canary=decision.canary,
+        )
 
     def end(self, job: Claimed, ending: Ending) -> None:
         self._observers[ending.deployment].add(job, ending)

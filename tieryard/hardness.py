@@ -45,10 +45,12 @@ class Hardness:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """`hardness` is None where the catalog wants the rules, and where the model cannot be read: `fault` says why."""
+    """`hardness` is None where the catalog wants the rules, and where the model cannot be read: `fault` says why.
+    `quality_model` is the hash of the one that was read."""
 
     hardness: Hardness | None = None
     fault: str = ""
+    quality_model: str = ""
 
 
 def load_hardness(catalog: Catalog) -> Loaded:
@@ -57,7 +59,8 @@ def load_hardness(catalog: Catalog) -> Loaded:
         return Loaded()
     path = catalog.routing.quality_model
     try:
-        return Loaded(Hardness(_model(path, _changed(path)), catalog))
+        model = _model(path, _changed(path))
+        return Loaded(Hardness(model, catalog), quality_model=model.hash)
     except (UserError, OSError) as error:
         todo = "mend routing.quality_model, or set routing.classifier to rules"
         telemetry.logger().error(Event.QUALITY_MODEL_UNREAD, error=str(error)[:300], todo=todo)

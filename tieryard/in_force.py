@@ -11,17 +11,22 @@ from structlog.typing import FilteringBoundLogger
 from tieryard import telemetry
 from tieryard.catalog import Catalog, load_catalog, parse_catalog
 from tieryard.catalog.reading import read_text
-from tieryard.errors import CatalogError, StoreError, UserError
+from tieryard.errors import CatalogError, StoreError, TieryardError, UserError
 from tieryard.settings import Settings
 from tieryard.store import Store, catalogs
 from tieryard.store.catalogs import Version
+from tieryard.store.workers import Taken
 from tieryard.telemetry import Event
 
 _TRY_AGAIN_S = 60.0  # what keeps a version from being used here may have been mended
 
 Prepare = Callable[[Catalog, Catalog], Callable[[], None]]
 """Makes what a process needs of the second catalog in the place of the first, and returns what puts it there, at once
-and without fail. Raises UserError when this process cannot work by it."""
+and without fail. Raises UserError when this process cannot work by it, and NotYetError when it shall later."""
+
+
+class NotYetError(TieryardError):
+    """Another process is to go before this one: what is in force here stays so until a later heartbeat."""
 
 
 class InForce:
@@ -35,7 +40,8 @@ class InForce:
         self._store, self._log = store, log
         self.number, self.catalog, self.applied_at = self._at_start(settings)
         self._prepare: Prepare | None = None
-        self._newest = self._refused = self.number
+        self._fault: str | None = None
+        self._newest = self._refused = self._awaited = self.number
         self._again_at = 0.0
         self._asked, self._stopping = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="catalog", daemon=True)
@@ -44,6 +50,11 @@ class InForce:
         """Takes newer versions over from now on, in a thread of its own: tokenizers may have to be loaded."""
         self._prepare = prepare
         self._thread.start()
+
+    @property
+    def taken(self) -> Taken:
+        """What the fleet is told: nothing by a process that does not follow, for it has no use for the catalog."""
+        return Taken(self.number, self._fault) if self._prepare is not None else Taken()
 
     def seen(self, newest: int) -> None:
         """The newest version's number, as a heartbeat has found it (0: none)."""
@@ -76,16 +87,22 @@ class InForce:
             put = self._prepare(self.catalog, catalog)
         except StoreError as error:  # the next heartbeat asks again
             self._log.warning(Event.STORE_AWAY, error=str(error)[:200])
+        except NotYetError as error:  # and so it does here
+            if self._awaited != number:
+                self._log.info(Event.CATALOG_AWAITED, version=number, in_force=self.number, why=str(error))
+            self._awaited, self._fault = number, None
         except UserError as error:
-            self._refuse(number, error=str(error)[:500])
+            self._refuse(number, str(error)[:500], error=str(error)[:500])
         except Exception as error:  # a fault of ours must not leave the process half changed
-            self._refuse(number, **telemetry.fault(error))
+            self._refuse(number, f"a fault of ours ({type(error).__name__}), see its log", **telemetry.fault(error))
         else:
             self.number, self.catalog, self.applied_at = number, catalog, version.applied_at.timestamp()
             put()
+            self._fault = None
             self._log.info(Event.CATALOG_TAKEN, version=number, hash=catalog.hash())
 
-    def _refuse(self, number: int, **why: str) -> None:
+    def _refuse(self, number: int, fault: str, **why: str) -> None:
+        self._fault = fault
         self._refused, self._again_at = number, time.monotonic() + _TRY_AGAIN_S
         todo = "mend what it says, or `tieryard config rollback` to a version that works"
         self._log.error(Event.CATALOG_UNUSABLE, version=number, in_force=self.number, todo=todo, **why)

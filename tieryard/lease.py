@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
 
 from tieryard import telemetry
 from tieryard.errors import LeaseLostError, StoreError
+from tieryard.in_force import InForce
 from tieryard.settings import Settings
 from tieryard.store import Store, workers
 from tieryard.telemetry import Event
@@ -30,21 +30,22 @@ def end_process(code: int) -> None:
 
 class Lease:
     """`worker_id` is 0 until `join`. Its connection is its own: however busy a process is, it must not seem dead. Each
-    heartbeat brings the number of the catalog's newest version; it is `heard` in the lease's thread."""
+    heartbeat tells which catalog the process goes by, and brings the number of the newest version, which `in_force` is
+    told in the lease's thread."""
 
     def __init__(
         self,
         kind: str,
         settings: Settings,
         log: FilteringBoundLogger,
+        in_force: InForce,
         *,
         deployment: str | None = None,
-        heard: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.worker_id = 0
         self._kind = kind
         self._deployment = deployment
-        self._heard = heard
+        self._in_force = in_force
         self._settings = settings
         self._store = Store(settings.database_url.get_secret_value(), pool_size=1, overflow=0)
         self._log = log
@@ -85,7 +86,8 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(self._settings.heartbeat_s):
             try:
-                self._heard(workers.beat(self._store, self.worker_id, lease_s=self._settings.lease_s))
+                taken, lease_s = self._in_force.taken, self._settings.lease_s
+                self._in_force.seen(workers.beat(self._store, self.worker_id, lease_s=lease_s, taken=taken))
             except StoreError as error:
                 if isinstance(error, LeaseLostError):
                     # Whatever it holds is no longer its own. The fence protects the data; leaving at once

@@ -1,18 +1,17 @@
-"""What is measured live, in Redis: gauges that processes publish whole, and profiles that decay.
+"""What is measured live, in Redis: gauges that processes publish whole, profiles, breakers and trials; all in one read.
 
 Gauges (`gauges:{deployment}`, a hash by worker id) are complete values with their time, never increments, so
 nothing drifts after a crash or a flush. An API process has one for each replica that it uses, in the field
-`api:{its worker id}:{the replica's}`: no capacity, and the calls it has in flight there. Profiles
-(`metrics:{deployment}:{category}`) are exponential averages.
+`api:{its worker id}:{the replica's}`: no capacity, and the calls it has in flight there. Profiles are read with them.
+
+All times are by Redis's own clock, written by scripts and read in the round trip that reads what they are compared
+with: hosts whose clocks differ see the same fleet.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,34 +20,30 @@ from typing import Any
 import orjson
 import redis
 
-from tieryard import breakers
+from tieryard import breakers, profiles, trials
 from tieryard.breakers import Breaker, Breakers
 from tieryard.catalog import Catalog
 from tieryard.engines.load import Load, load_from
+from tieryard.profiles import Mark, Observed, Profiles
 from tieryard.routing import Measured, Profile
+from tieryard.routing.trials import NO_TRIALS, Trials
 
 _FRESH_S = 5.0
 _SERVED, _ARRIVED = "served", "arrived"  # by deployment: when it served last, and since when without a gap
 _NEEDED = "needed_tps"
-_LENGTH = "output_tokens:"
-_STEP_BACK = "step_back"
-_QUALITY = "quality_score"
-_HALF_LIFE = 50  # samples after which an old average weighs half
+_STEP_BACK = "stepped_back"
 
-# Averages move towards the new value by 1 - 0.5^(n / half life): n samples at once weigh as n single ones. Before there
-# are as many as that stands on they are plain means, or the very first sample would outweigh all of the next fifty.
-_OBSERVE = """
-local key, n, count = KEYS[1], tonumber(ARGV[1]), ARGV[4]
-local seen = tonumber(redis.call('HGET', key, count)) or 0
-local keep = math.min(0.5 ^ (n / tonumber(ARGV[2])), seen / (seen + n))
-for i = 6, #ARGV, 2 do
-  local old = tonumber(redis.call('HGET', key, ARGV[i]))
-  local new = tonumber(ARGV[i + 1])
-  if old then new = old * keep + new * (1 - keep) end
-  redis.call('HSET', key, ARGV[i], tostring(new))
-end
-redis.call('HINCRBY', key, count, n)
-redis.call('HSET', key, ARGV[5], ARGV[3])
+# ARGV: the gauge's field and JSON, to which its time is added; its deployment, if it serves; how long none may be
+# heard of before it has arrived anew.
+_PUBLISH = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+local at = string.format('%.6f', now)
+redis.call('HSET', KEYS[1], ARGV[1], string.sub(ARGV[2], 1, -2) .. ',"at":' .. at .. '}')
+if ARGV[3] == '' then return end
+local before = tonumber(redis.call('HGET', KEYS[2], ARGV[3]) or '0')
+redis.call('HSET', KEYS[2], ARGV[3], at)
+if now - before > tonumber(ARGV[4]) then redis.call('HSET', KEYS[3], ARGV[3], at) end
 """
 
 
@@ -64,7 +59,8 @@ class EngineState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Gauge:
     """One replica's load. `capacity` is how many requests it takes at once now. `backlog` counts jobs in its inbox or
-    claimed and not started. `url` is where its engine answers; an engine inside the worker has none.
+    claimed and not started; `behind` those of them for which nobody is to wait. `url` is where its engine answers; an
+    engine inside the worker has none.
 
     `why` says what is wrong with an engine that does not serve, to operators alone: it holds the server's own words.
     `ttft_ms` (p95) and `load` are what the server says of itself. `held` says why the hosted API behind it may not be
@@ -80,6 +76,7 @@ class Gauge:
     ttft_ms: float | None = None
     load: Load | None = None
     held: str = ""
+    behind: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,35 +104,19 @@ class Replica:
 @dataclass(frozen=True, slots=True)
 class Live:
     """All that was measured: gauges by deployment, profiles by deployment and category, replicas that serve; by tier
-    the rate that its deadlines need; what exploring has cost today; and why the router has stepped back to its rules,
-    if it has."""
+    the rate that its deadlines need; what exploring has cost today; by quality model why the router has stepped back
+    from it to its rules, if it has; what is promoted or on trial; circuit breakers by deployment. `at` is when it was
+    read (epoch seconds, by Redis's clock)."""
 
     gauges: dict[str, Measured]
     profiles: dict[str, dict[str, Profile]]
     replicas: dict[str, list[Replica]]
     needed_tps: dict[str, float] = field(default_factory=dict)
     explored_usd: float = 0.0
-    step_back: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Means of `n` finished starts of one category. The 95th percentiles of times are taken from the means of their
-    logarithms and of those squared, as if times were log-normal."""
-
-    n: int
-    error_rate: float | None = None
-    ttft_ms: float | None = None
-    ttft_ln: float | None = None
-    ttft_ln2: float | None = None
-    tpot_ms: float | None = None
-    tpot_ln: float | None = None
-    tpot_ln2: float | None = None
-    throughput_tps: float | None = None
-    output_tokens: float | None = None
-    lengths: dict[str, float] = field(default_factory=dict)
-    cost_per_1k: float | None = None
-    quality_score: float | None = None
+    step_back: dict[str, str] = field(default_factory=dict)
+    trials: Trials = NO_TRIALS
+    breakers: dict[str, Breaker] = field(default_factory=dict)
+    at: float = 0.0
 
 
 class Metrics:
@@ -143,20 +124,13 @@ class Metrics:
 
     def __init__(self, client: redis.Redis) -> None:
         self._redis = client
-        self._observe = client.register_script(_OBSERVE)
+        self._publish = client.register_script(_PUBLISH)
+        self._profiles = Profiles(client)
         self._breakers = Breakers(client)
 
     def publish_gauge(self, deployment: str, worker_id: int, gauge: Gauge) -> None:
         """Of one replica; while it takes requests, the deployment is remembered as one that served."""
-        self._put(deployment, str(worker_id), gauge)
-        if not gauge.capacity:
-            return
-        now, before = time.time(), self._redis.hget(_SERVED, deployment)
-        with self._redis.pipeline() as pipe:
-            pipe.hset(_SERVED, deployment, now)
-            if before is None or now - float(before) > _FRESH_S:
-                pipe.hset(_ARRIVED, deployment, now)
-            pipe.execute()
+        self._put(deployment, str(worker_id), gauge, serving=gauge.capacity > 0)
 
     def withdraw_gauge(self, deployment: str, worker_id: int) -> None:
         self._redis.hdel(f"gauges:{deployment}", str(worker_id))
@@ -176,7 +150,7 @@ class Metrics:
 
     def calls_at(self, deployment: str, worker_id: int, url: str) -> int:
         """Calls of API processes in flight at this replica's engine, which it may share with others of its URL."""
-        fresh = _fresh(self._redis.hgetall(f"gauges:{deployment}"))
+        fresh = self._heard(deployment)
         found = ((_callers(name), gauge) for name, gauge in fresh.items())
         return sum(
             gauge["in_flight"]
@@ -186,42 +160,63 @@ class Metrics:
 
     def replicas(self, deployment: str) -> list[Replica]:
         """Those heard of in the last seconds, also such as do not serve."""
-        return _replicas(_fresh(self._redis.hgetall(f"gauges:{deployment}")))
+        return _replicas(self._heard(deployment))
 
     def fallen(self, names: Collection[str]) -> dict[str, float]:
-        """Those of these deployments that do not serve now, with the time (epoch seconds) until when the router may
-        have taken them to serve, or not have known of one that does; none where no other serves either."""
-        now = time.time()
-        served, arrived = (_times(self._redis.hgetall(key)) for key in (_SERVED, _ARRIVED))
+        """Those of these deployments that do not serve now, with the time (seconds ago, below 0 for a time to come)
+        until when the router may have taken them to serve, or not have known of one that does; none where no other
+        serves either."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(_SERVED)
+            pipe.hgetall(_ARRIVED)
+            at, *found = pipe.execute()
+        now, (served, arrived) = _seconds(at), map(_times, found)
         serving = {name for name in names if now - served.get(name, 0.0) <= _FRESH_S}
         if not serving:
             return {}
         known = max(arrived.get(name, 0.0) for name in serving) + _FRESH_S
-        return {name: max(served.get(name, 0.0) + 2 * _FRESH_S, known) for name in names if name not in serving}
+        fallen = (name for name in names if name not in serving)
+        return {name: now - max(served.get(name, 0.0) + 2 * _FRESH_S, known) for name in fallen}
 
-    def _put(self, deployment: str, name: str, gauge: Gauge) -> None:
-        body = {**dataclasses.asdict(gauge), "at": time.time()}
-        self._redis.hset(f"gauges:{deployment}", name, orjson.dumps(body))
+    def _heard(self, deployment: str) -> _Gauges:
+        """Its gauges of the last seconds, in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hgetall(f"gauges:{deployment}")
+            at, raw = pipe.execute()
+        return _fresh(raw, _seconds(at))
+
+    def _put(self, deployment: str, name: str, gauge: Gauge, *, serving: bool = False) -> None:
+        keys = [f"gauges:{deployment}", _SERVED, _ARRIVED]
+        self._publish(keys=keys, args=[name, orjson.dumps(gauge), deployment if serving else "", _FRESH_S])
 
     def observe(self, deployment: str, category: str, seen: Observed) -> None:
-        """Moves a profile's averages; a value that is None leaves its average as it was. Quality has a count and a time
-        of its own: a score comes long after its answer, and says nothing of how quick the deployment is now."""
-        values = {name: value for name, value in dataclasses.asdict(seen).items() if value is not None}
-        n, quality = values.pop("n"), values.pop(_QUALITY, None)
-        values |= {f"{_LENGTH}{tier}": length for tier, length in values.pop("lengths").items()}
-        rated = {} if quality is None else {_QUALITY: quality}
-        for count, at, found in (("samples", "timestamp", values), ("quality_samples", "quality_timestamp", rated)):
-            if found:
-                pairs = [x for pair in found.items() for x in pair]
-                arguments = [n, _HALF_LIFE, time.time(), count, at, *pairs]
-                self._observe(keys=[f"metrics:{deployment}:{category}"], args=arguments)
+        """As `Profiles.observe`."""
+        self._profiles.observe(deployment, category, seen)
 
-    def publish_step_back(self, why: str) -> None:
-        """That the router goes by its rules, and why; empty that it need not. Stands until the next word."""
-        if why:
-            self._redis.set(_STEP_BACK, why)
-        else:
-            self._redis.delete(_STEP_BACK)
+    def seed(
+        self, deployment: str, category: str, fields: Mapping[str, float], *, benchmark: str, age_s: float = 0.0
+    ) -> None:
+        """As `Profiles.seed`."""
+        self._profiles.seed(deployment, category, fields, benchmark=benchmark, age_s=age_s)
+
+    def mark(self, deployment: str, category: str, name: Mark, why: str) -> None:
+        """As `Profiles.mark`."""
+        self._profiles.mark(deployment, category, name, why)
+
+    def publish_step_back(self, why: dict[str, str]) -> None:
+        """By quality model, why the router goes by its rules instead; empty that it need not. Stands until the next
+        word."""
+        with self._redis.pipeline() as pipe:
+            pipe.delete(_STEP_BACK)
+            if why:
+                pipe.hset(_STEP_BACK, items=[text for pair in why.items() for text in pair])
+            pipe.execute()
+
+    def publish_trials(self, found: Trials) -> None:
+        """What is in force, in the place of what was."""
+        trials.publish(self._redis, found)
 
     def breaker(self, deployment: str, catalog: Catalog) -> Breaker:
         """A deployment's circuit breaker, with the refusals of its provider."""
@@ -245,31 +240,34 @@ class Metrics:
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hgetall(f"gauges:{name}")
-            for name, category in pairs:
-                pipe.hgetall(f"metrics:{name}:{category}")
+            profiles.ask(pipe, pairs)
             breakers.ask(pipe, names)
             pipe.hgetall(_SERVED)
             pipe.get(_NEEDED)
             pipe.get(_explored_today())
-            pipe.get(_STEP_BACK)
-            *answers, served, needed, explored, step_back = pipe.execute()
-        stale_before = time.time() - catalog.routing.stale_after.total_seconds()
-        awaited_since = time.time() - catalog.routing.wait_for.total_seconds()
+            pipe.hgetall(_STEP_BACK)
+            trials.ask(pipe)
+            pipe.time()
+            *answers, served, needed, explored, step_back, told, at = pipe.execute()
+        now = _seconds(at)
+        stale_before = now - catalog.routing.stale_after.total_seconds()
+        awaited_since = now - catalog.routing.wait_for.total_seconds()
         awaited = {name for name, at in _times(served).items() if at > awaited_since} & set(names)
-        fresh = {name: found for name, raw in zip(names, answers, strict=False) if (found := _fresh(raw))}
-        profiles: dict[str, dict[str, Profile]] = {name: {} for name in names}
+        fresh = {name: found for name, raw in zip(names, answers, strict=False) if (found := _fresh(raw, now))}
+        measured: dict[str, dict[str, Profile]] = {name: {} for name in names}
         for (name, category), raw in zip(pairs, answers[len(names) :], strict=False):
             if raw:
-                profiles[name][category] = _profile(raw, stale_before=stale_before)
+                measured[name][category] = profiles.read(raw, stale_before=stale_before)
         states = dict(zip(names, answers[len(names) + len(pairs) :], strict=True))
-        broken = {name: breakers.read(raw, catalog.routing.breaker) for name, raw in states.items()}
+        broken = {name: breakers.read(raw, catalog.routing.breaker, now=now) for name, raw in states.items()}
         gauges = {
             name: replace(_measured(fresh.get(name, {}), broken[name]), awaited=name in awaited)
             for name in fresh.keys() | awaited
         }
         replicas = {n: [r for r in _replicas(found) if r.serves] for n, found in fresh.items()}
-        why = (step_back or b"").decode()
-        return Live(gauges, profiles, replicas, orjson.loads(needed or b"{}"), float(explored or 0.0), why)
+        why = {model.decode(): said.decode() for model, said in step_back.items()}
+        tps, explored_usd = orjson.loads(needed or b"{}"), float(explored or 0.0)
+        return Live(gauges, measured, replicas, tps, explored_usd, why, trials.read(told), broken, now)
 
 
 _Gauges = dict[str, dict[str, Any]]
@@ -280,10 +278,15 @@ def _explored_today() -> str:
     return f"explored_usd:{datetime.now(tz=UTC):%Y-%m-%d}"
 
 
-def _fresh(raw: dict[Any, Any]) -> _Gauges:
-    """Those heard of in the last seconds."""
+def _seconds(answer: tuple[int, int]) -> float:
+    """Epoch seconds of what TIME answers: seconds and microseconds."""
+    return answer[0] + answer[1] / 1_000_000
+
+
+def _fresh(raw: dict[Any, Any], now: float) -> _Gauges:
+    """Those heard of in the last seconds before `now`."""
     found = {name.decode(): orjson.loads(body) for name, body in raw.items()}
-    return {name: gauge for name, gauge in found.items() if time.time() - gauge["at"] < _FRESH_S}
+    return {name: gauge for name, gauge in found.items() if now - gauge["at"] < _FRESH_S}
 
 
 def _measured(fresh: _Gauges, breaker: Breaker) -> Measured:
@@ -294,7 +297,8 @@ def _measured(fresh: _Gauges, breaker: Breaker) -> Measured:
     return Measured(
         capacity=sum(g["capacity"] for g in fresh.values()),
         in_flight=sum(g["in_flight"] for g in fresh.values()),
-        backlog=sum(g["backlog"] for g in fresh.values()),
+        backlog=sum(g["backlog"] - g.get("behind", 0) for g in fresh.values()),
+        behind=sum(g.get("behind", 0) for g in fresh.values()),
         replicas=sum(g["capacity"] > 0 for g in fresh.values()),
         kv_usage=min((load["kv_usage"] for load in loads), default=None),
         broken=held or breaker.why,
@@ -343,24 +347,3 @@ def _callers(name: str) -> tuple[int, int] | None:
         return None
     api, _, replica = rest.partition(":")
     return int(api), int(replica)
-
-
-def _profile(raw: dict[bytes, bytes], *, stale_before: float) -> Profile:
-    """Of the fields we know: a newer process may write more."""
-    given = {k.decode(): float(v) for k, v in raw.items()}
-    known = {f.name for f in dataclasses.fields(Profile)}
-    found: dict[str, Any] = {k: v for k, v in given.items() if k in known}
-    for name in ("ttft", "tpot"):
-        if f"{name}_ln2" in given and f"{name}_p95_ms" not in found:
-            found[f"{name}_p95_ms"] = _p95(given[f"{name}_ln"], given[f"{name}_ln2"])
-    lengths = {name.removeprefix(_LENGTH): value for name, value in given.items() if name.startswith(_LENGTH)}
-    whole = {"timestamp": 0.0, **found, "samples": int(found.get("samples", 0)), "lengths": lengths}
-    if "quality_samples" in found:
-        whole["quality_samples"] = int(found["quality_samples"])
-    rated_at = found.get("quality_timestamp", whole["timestamp"])
-    return Profile(**whole, stale=whole["timestamp"] < stale_before, quality_stale=rated_at < stale_before)
-
-
-def _p95(ln: float, ln2: float) -> float:
-    """Of log-normal times: exp(mean + 1.645 standard deviations) of their logarithms."""
-    return math.exp(ln + 1.645 * math.sqrt(max(0.0, ln2 - ln * ln)))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from tieryard.endings import start_kind
 from tieryard.job import State
-from tieryard.metrics import Metrics, Observed
+from tieryard.metrics import Metrics
+from tieryard.profiles import Observed
 from tieryard.store.finish import Ending
 from tieryard.store.jobs import Claimed
 

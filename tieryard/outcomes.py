@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from tieryard.metrics import Metrics, Observed
+from tieryard.metrics import Metrics
+from tieryard.profiles import Observed
 from tieryard.routing import JobFeatures, Snapshot
 from tieryard.routing.outcomes import Predicted, predicted_for
 from tieryard.store import Store, outcomes
@@ -26,15 +27,13 @@ class Told:
 def score_job(store: Store, job_id: int, score: float, *, source: str, tenant_id: int) -> Told:
     """Keeps a score, 0 to 1, of a job's answer. Raises NotFoundError, or ConflictError when it has no answer."""
     job = outcomes.answered(store, job_id, tenant_id=tenant_id)
-    expected = _expected(job)
     kept = outcomes.save_outcome(
         store,
         job_id,
         source=source,
         score=score,
         job=job,
-        predicted=expected.learned if expected is not None else None,
-        rules_predicted=expected.rules if expected is not None else None,
+        expected=_expected(job),
     )
     predicted = kept.rules_predicted if kept.predicted is None else kept.predicted
     return Told(job.deployment, job.category, predicted, kept.scored_at, kept.first)

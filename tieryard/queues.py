@@ -30,6 +30,12 @@ EXPAND = "expand"
 CALLBACKS = "callbacks"
 """Nudges for the callback worker: something is owed."""
 
+BENCHMARK = "benchmark"
+"""Nudges for the benchmark worker: a run waits, or a schedule may be due."""
+
+BEHIND_S = 365 * 86_400.0
+"""Added to the due time of jobs of the system's own: all that anybody waits for is due sooner."""
+
 _AWAY_S = 2.0  # after a failure nobody tries for so long: each would wait for the same time-out
 _DEFAULT_EXCHANGE = Exchange("")  # routes by queue name, so a flushed Redis has no bindings to lose
 
@@ -55,6 +61,11 @@ def replica_of(queue: str) -> tuple[str, int] | None:
     """(deployment, worker id) where this is the queue of one replica."""
     deployment, _, worker_id = queue.removeprefix(model_queue("")).rpartition("@")
     return (deployment, int(worker_id)) if deployment and worker_id.isdecimal() else None
+
+
+def is_behind(due: float) -> bool:
+    """Whether this is the due time (epoch seconds) of jobs for which nobody is to wait."""
+    return due > time.time() + BEHIND_S / 2
 
 
 def parcel_size(tier: str) -> int:

@@ -121,6 +121,8 @@ def under(catalog: Catalog, old: Snapshot, *, exploring: bool = True) -> Snapsho
         needed_tps={name: tier.needed_tps for name, tier in old.rules.tiers.items()},
         exploring=exploring,
         step_back=old.rules.step_back,
+        quality_model=old.quality_model,
+        trials=old.rules.trials,
     )
     return made.refusing({name: c.refused for name, c in known.items() if c.refused})
 

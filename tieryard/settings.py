@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tieryard.complaints import complaint
 from tieryard.errors import UserError
 
 
@@ -61,6 +62,12 @@ class Settings(BaseSettings):
         default=2.0, ge=0.1, description="Decisions can be told in every number, and replayed, for so long."
     )
 
+    redactor: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="`module:function`, text to text, for tenants' requests that speed is measured with.",
+    )
+
     keepalive_s: float = Field(default=5.0, gt=0, description="Between comments in a stream that has no token yet.")
     send_timeout_s: float = Field(default=30.0, gt=0, description="A caller that reads nothing for so long has gone.")
 
@@ -76,6 +83,6 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         wrong = "; ".join(
-            f"TIERYARD_{'_'.join(map(str, e['loc'])).upper()}: {e['msg'].lower()}" for e in error.errors()
+            f"TIERYARD_{'_'.join(map(str, e['loc'])).upper()}: {complaint(e, quotes=False)}" for e in error.errors()
         )
         raise UserError(f"settings are incomplete: {wrong}. See docs/reference/settings.md") from None

@@ -16,23 +16,27 @@ import redis
 from structlog.typing import FilteringBoundLogger
 
 from tieryard.catalog import Catalog
+from tieryard.hardness import Loaded
 from tieryard.metrics import Live, Metrics
 from tieryard.routing import Snapshot
 from tieryard.telemetry import Event
 
 FRESH_S = 0.25
+NO_MODEL = Loaded()
 _REMEMBERED = 16  # snapshots that are stored, of some 30 kB each
 _REMEMBERED_S = 3600.0  # far less than they are kept for
 
 
 class Snapshots:
-    """What one process knows of the fleet's load. `live` and `last` are as of the last read. `fault` is why it cannot
-    go by the learned model that the catalog asks for."""
+    """What one process knows of the fleet's load. `live` and `last` are as of the last read. `learned` is the model
+    that it goes by, or why it cannot."""
 
-    def __init__(self, metrics: Metrics, catalog: Catalog, log: FilteringBoundLogger, *, fault: str = "") -> None:
+    def __init__(
+        self, metrics: Metrics, catalog: Catalog, log: FilteringBoundLogger, *, learned: Loaded = NO_MODEL
+    ) -> None:
         self._metrics = metrics
         self._catalog = catalog
-        self._fault = fault
+        self._learned = learned
         self._log = log
         self._read_at = float("-inf")
         self._stored: OrderedDict[bytes, tuple[int, float]] = OrderedDict()  # id, and when
@@ -53,10 +57,10 @@ class Snapshots:
         with self._reading:
             self._read()
 
-    def take_over(self, catalog: Catalog, *, fault: str = "") -> None:
+    def take_over(self, catalog: Catalog, *, learned: Loaded = NO_MODEL) -> None:
         """From its return on, snapshots are of this catalog; without Redis, of nothing else."""
         with self._reading:
-            self._catalog, self._fault = catalog, fault
+            self._catalog, self._learned = catalog, learned
             if not self._read():
                 self.last = self._unmeasured()
 
@@ -115,7 +119,8 @@ class Snapshots:
 
     def _unmeasured(self) -> Snapshot:
         """Of the catalog alone."""
-        return Snapshot.of(self._catalog, exploring=False, step_back=self._fault)
+        learned = self._learned
+        return Snapshot.of(self._catalog, exploring=False, step_back=learned.fault, quality_model=learned.quality_model)
 
     def _snapshot(self, live: Live) -> Snapshot:
         return Snapshot.of(
@@ -124,7 +129,9 @@ class Snapshots:
             profiles=live.profiles,
             needed_tps=live.needed_tps,
             exploring=live.explored_usd < self._limit_usd,
-            step_back=self._fault or live.step_back,
+            step_back=step_back(self._learned, live),
+            quality_model=self._learned.quality_model,
+            trials=live.trials,
         )
 
     def stored_as(self, body: bytes) -> int | None:
@@ -140,3 +147,8 @@ class Snapshots:
             self._stored.move_to_end(body)
             if len(self._stored) > _REMEMBERED:
                 self._stored.popitem(last=False)
+
+
+def step_back(learned: Loaded, live: Live) -> str:
+    """Why the router goes by its rules though the catalog wants the learned model; empty where it does not."""
+    return learned.fault or live.step_back.get(learned.quality_model, "")

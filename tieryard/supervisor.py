@@ -29,6 +29,7 @@ from tieryard.in_force import parse
 from tieryard.lease import OUTDATED_EXIT
 from tieryard.settings import load_settings
 from tieryard.store import Store, catalogs, keys
+from tieryard.store.keys import Scope
 from tieryard.store.migrate import migrate
 from tieryard.tokens import load_counter
 
@@ -37,6 +38,7 @@ RUNNING = "fleet.json"
 """In the data directory while the fleet runs: where its parts are, for other commands on this machine."""
 
 _API = "api"
+_WORKERS = ("expand", "classify", "callback", "benchmark", "beat")
 _READY_WITHIN_S = 120.0  # beyond what an engine is allowed for its start
 _SETTLE_S = CLOSE_WITHIN_S + 8.0  # beyond a drain: to end a vLLM, to write endings and let go
 _STEADY_S = 10.0  # a process that ran this long is started again at once
@@ -234,7 +236,7 @@ class Fleet:
 
     def _commands(self, catalog: Catalog) -> dict[str, list[str]]:
         python = sys.executable
-        workers = {kind: [python, "-m", "workers", kind] for kind in ("expand", "classify", "callback", "beat")}
+        workers = {kind: [python, "-m", "workers", kind] for kind in _WORKERS}
         infer = {f"infer-{name}": [python, "-m", "workers", "infer", name] for name in catalog.hosts}
         api = {_API: [python, "-m", "api", "--port", str(self._port)]}
         return {**infer, **api, **workers}
@@ -308,10 +310,10 @@ class Fleet:
         try:
             given = os.environ.get("TIERYARD_API_KEY")
             if given:
-                keys.add_key(store, given, tenant="default", name="TIERYARD_API_KEY")
+                keys.add_key(store, given, tenant="default", name="TIERYARD_API_KEY", scopes=Scope)
             elif not keys.any_key(store):
                 key = keys.new_key()
-                keys.add_key(store, key, tenant="default", name="first")
+                keys.add_key(store, key, tenant="default", name="first", scopes=Scope)
                 self._say(f"API key, shown this once: {key}")
         finally:
             store.close()

@@ -80,10 +80,7 @@ def load_counter(spec: str, *, cache_dir: Path) -> TokenCounter:
     """
     if spec == UTF8:
         return TokenCounter(UTF8, _TURN_TOKENS, lambda texts: [len(t.encode()) for t in texts], None)
-    directory = _from_gguf(spec, cache_dir) if spec.endswith(".gguf") else Path(spec)
-    file = directory / "tokenizer.json" if directory.is_dir() else directory
-    if not file.is_file():
-        raise UserError(f"tokenizer '{spec}': no file {file}")
+    file = _files(spec, cache_dir)
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -106,10 +103,8 @@ def _template(config_file: Path) -> Callable[[list[dict[str, Any]]], str] | None
     """The chat template of a tokenizer_config.json, or of the file beside it where newer repositories keep it, rendered
     as Hugging Face's tokenizers do. Raises UserError when it is no template."""
     config: dict[str, Any] = orjson.loads(config_file.read_bytes()) if config_file.is_file() else {}
-    own_file = config_file.with_name("chat_template.jinja")
-    file = own_file if own_file.is_file() else config_file
-    source = own_file.read_text(encoding="utf-8") if file is own_file else config.get("chat_template")
-    if not isinstance(source, str):
+    file, source = _template_source(config_file, config)
+    if source is None:
         return None
     try:
         compiled = _environment().from_string(source)
@@ -129,6 +124,33 @@ def _template(config_file: Path) -> Callable[[list[dict[str, Any]]], str] | None
             raise RequestError(f"the model's chat template refuses it: {error}", param="messages") from None
 
     return render
+
+
+def _template_source(config_file: Path, config: dict[str, Any]) -> tuple[Path, str | None]:
+    """Where the chat template stands, and its text; None where there is none."""
+    own_file = config_file.with_name("chat_template.jinja")
+    if own_file.is_file():
+        return own_file, own_file.read_text(encoding="utf-8")
+    source = config.get("chat_template")
+    return config_file, source if isinstance(source, str) else None
+
+
+def template_of(spec: str, *, cache_dir: Path) -> str | None:
+    """The text of the chat template that a catalog's `tokenizer` comes with; None where it has none."""
+    if spec == UTF8:
+        return None
+    config_file = _files(spec, cache_dir).with_name("tokenizer_config.json")
+    config: dict[str, Any] = orjson.loads(config_file.read_bytes()) if config_file.is_file() else {}
+    return _template_source(config_file, config)[1]
+
+
+def _files(spec: str, cache_dir: Path) -> Path:
+    """Its tokenizer.json. Raises UserError where there is none."""
+    directory = _from_gguf(spec, cache_dir) if spec.endswith(".gguf") else Path(spec)
+    file = directory / "tokenizer.json" if directory.is_dir() else directory
+    if not file.is_file():
+        raise UserError(f"tokenizer '{spec}': no file {file}")
+    return file
 
 
 def _environment() -> jinja2.Environment:

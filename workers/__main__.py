@@ -14,14 +14,14 @@ from celery.beat import Scheduler, Service
 from tieryard.catalog import Catalog
 from tieryard.errors import UserError
 from tieryard.lease import OUTDATED_EXIT
-from tieryard.queues import CALLBACKS, EXPAND, model_queue, replica_queue, tier_queue
+from tieryard.queues import BENCHMARK, CALLBACKS, EXPAND, model_queue, replica_queue, tier_queue
 from tieryard.settings import load_settings
 from tieryard.store import Store, workers
-from workers.yard import Yard, gate_of, taking_tiers
+from workers.yard import Yard, gate_of, left_queues, taking_tiers
 
 RESCUE = "rescue"
 _BEAT_STOPS_WITHIN_S = 5.0
-_RESCUE_EVERY_S, _CALLBACKS_EVERY_S, _EXPAND_EVERY_S = 1.0, 5.0, 5.0
+_TICKS_S = {RESCUE: 1.0, BENCHMARK: 2.0, EXPAND: 5.0, CALLBACKS: 5.0}
 
 cli = typer.Typer(help="Run one worker process of the fleet.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -55,7 +55,7 @@ def classify() -> None:
     def start(consumer: Any) -> None:
         yard.in_force.follow(taking_tiers(yard, consumer, classifier.prepare))
 
-    yard.consume(started=start)
+    yard.consume(own=lambda _: left_queues(yard), started=start)
 
 
 @cli.command()
@@ -108,10 +108,22 @@ def callback() -> None:
 
 
 @cli.command()
+def benchmark() -> None:
+    """Measures deployments: benchmark runs, as they are asked for and as schedules want them."""
+    from workers.benchmark import Benchmarker
+
+    yard = Yard("benchmark", load_settings(), consume=[BENCHMARK])
+    benchmarker = Benchmarker(yard)
+    yard.task(BENCHMARK, benchmarker.tick)
+    yard.in_force.follow(benchmarker.prepare)
+    yard.consume(stopping=benchmarker.stop)
+
+
+@cli.command()
 def beat() -> None:
-    """Celery beat: ticks for rescue, and for expansion and callbacks whose nudge was lost."""
-    yard = Yard("beat", load_settings(), consume=[RESCUE, EXPAND, CALLBACKS])
-    for name, every_s in ((RESCUE, _RESCUE_EVERY_S), (EXPAND, _EXPAND_EVERY_S), (CALLBACKS, _CALLBACKS_EVERY_S)):
+    """Celery beat: ticks for rescue and benchmarks, and for expansion and callbacks whose nudge was lost."""
+    yard = Yard("beat", load_settings(), consume=list(_TICKS_S))
+    for name, every_s in _TICKS_S.items():
         # A tick that waited longer than its interval has been overtaken by the next one.
         yard.app.conf.beat_schedule[name] = {
             "task": name,

@@ -33,9 +33,8 @@ class Classifier:
 
     def __init__(self, yard: Yard, admission: Admission) -> None:
         self._yard = yard
-        fault = admission.load_model().fault
         self._admission = admission
-        self._snapshots = Snapshots(yard.metrics, admission.catalog, yard.log, fault=fault)
+        self._snapshots = Snapshots(yard.metrics, admission.catalog, yard.log, learned=admission.load_model())
         self._shadows = Shadows(yard, admission.catalog)
         self._homes = Homes()
         self._sessions = Sessions()
@@ -51,7 +50,7 @@ class Classifier:
     def _take_over(self) -> None:
         if (admission := self._next) is not None:
             self._admission, self._next = admission, None
-            self._snapshots.take_over(admission.catalog, fault=admission.load_model().fault)
+            self._snapshots.take_over(admission.catalog, learned=admission.load_model())
             self._shadows.catalog = admission.catalog
 
     def classify(self, tier: str, due: float, runs: list[Run]) -> int:
@@ -132,6 +131,7 @@ class Classifier:
                 d.fallback,
                 d.explored,
                 d.extra_usd,
+                d.canary,
             )
             for one, f, d in zip(asked, features, decisions, strict=True)
         ]

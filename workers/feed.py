@@ -1,5 +1,5 @@
 """Receives batches whose lines are jobs. Releases them to their tier's queue, a few seconds of work ahead,
-by tenant fairness, then deadline; and sees when a batch's last job is final.
+by tenant fairness, then deadline; benchmarks' behind all; and sees when a batch's last job is final.
 Next: `workers/classify.py` gives each released job a deployment."""
 
 from __future__ import annotations
@@ -99,24 +99,41 @@ def room_for(open_batches: list[OpenBatch], window: int) -> int:
 def floors(open_batches: list[OpenBatch]) -> dict[int, int]:
     """What each tenant's first batches may release whatever the room: {batch id: n}, up to _STEP in the yard each.
 
-    A window that a slow or dead deployment has filled must not hold back jobs that go elsewhere.
+    A window that a slow or dead deployment has filled must not hold back jobs that go elsewhere. Batches that are
+    behind have no such right.
     """
     granted: dict[int, int] = {}
     seen: dict[int, int] = defaultdict(int)
     for batch in open_batches:  # earliest deadline first
         seen[batch.tenant_id] += 1
         n = min(_STEP - batch.outstanding, batch.releasable)
-        if n > 0 and seen[batch.tenant_id] <= _FLOOR_BATCHES:
+        if n > 0 and not batch.behind and seen[batch.tenant_id] <= _FLOOR_BATCHES:
             granted[batch.id] = n
+    return granted
+
+
+def grants(open_batches: list[OpenBatch], window: int) -> dict[int, int]:
+    """How many jobs each batch of one tier may release now: {batch id: n}. Those that are behind get what the window
+    still holds when all others have theirs, and take no room from these."""
+    granted = floors(open_batches)
+
+    def share(*, behind: bool) -> None:
+        released = [b.released_further(granted.get(b.id, 0)) for b in open_batches if behind or not b.behind]
+        sharing = [b for b in released if b.behind == behind]
+        for batch_id, n in share_out(sharing, room_for(released, window)).items():
+            granted[batch_id] = granted.get(batch_id, 0) + n
+
+    share(behind=False)
+    share(behind=True)
     return granted
 
 
 def needed_tps(open_batches: list[OpenBatch], tokens_a_job: float, now: datetime) -> float:
     """Output tokens a second that it takes to finish every batch of a tier by its deadline, the earliest first: of all
-    deadlines, the most that any asks for what is due by then."""
+    deadlines, the most that any asks for what is due by then. For what is behind nobody is to pay more."""
     due, most = 0.0, 0.0
     for batch in open_batches:  # earliest deadline first
-        if batch.stopping:
+        if batch.stopping or batch.behind:
             continue
         due += (batch.total - batch.released_to + batch.outstanding) * tokens_a_job
         left_s = (batch.deadline - now).total_seconds()
@@ -186,17 +203,13 @@ class Feeder:
         added: dict[int, int] = {}
         parcels: list[Parcel] = []
         for tier, waiting in by_tier.items():
-            due = self._yard.due(tier)
             rate = self._rates[tier]
             rate.observe(finished_since(self._outstanding.get(tier, {}), waiting))
-            granted = floors(waiting)
-            rest = [b.released_further(granted.get(b.id, 0)) for b in waiting]
-            room = room_for(rest, rate.window(self._yard.settings.window_s))
-            for batch_id, n in share_out(rest, room).items():
-                granted[batch_id] = granted.get(batch_id, 0) + n
+            granted = grants(waiting, rate.window(self._yard.settings.window_s))
             for batch in waiting:
                 if n := granted.get(batch.id, 0):
                     first = batch.first_job_id + batch.released_to
+                    due = self._yard.due(tier, behind=batch.behind)
                     parcels += parcels_to_classify(tier, due, range(first, first + n))
                     advances.append((batch.id, batch.released_to, batch.released_to + n))
                     released.append((batch.id, first, n))

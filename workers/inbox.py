@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tieryard.catalog import REALTIME
 from tieryard.ids import KeyedRun, to_runs
+from tieryard.queues import is_behind
 
 _HIGH, _LOW = 50_000, 25_000  # ids; about a megabyte, or ten when no two begin alike
 _STREAK = 64  # jobs that begin alike in a row, before the earliest has its turn
@@ -21,7 +22,8 @@ _STREAK = 64  # jobs that begin alike in a row, before the earliest has its turn
 
 @dataclass(slots=True)
 class _Entry:
-    """Jobs of one parcel and one key. `rank` is 0 for realtime, whose key does not count."""
+    """Jobs of one parcel and one key. `rank` is 0 for realtime, whose key does not count. `behind`: nobody is to wait
+    for them."""
 
     rank: int
     due: float
@@ -29,6 +31,7 @@ class _Entry:
     key: int
     ids: list[range]
     left: int
+    behind: bool
 
     def take(self, most: int) -> list[int]:
         """The first `most` ids, which leave it."""
@@ -63,6 +66,8 @@ class Inbox:
         self._length = 0
         self.realtime = 0
         """How many of the ids are realtime."""
+        self.behind = 0
+        """How many wait behind everybody's."""
         self._open = True
         self._streak, self._streak_left = 0, 0
 
@@ -70,16 +75,17 @@ class Inbox:
         return self._length
 
     def push(self, tier: str, due: float, runs: list[KeyedRun]) -> None:
-        rank = int(tier != REALTIME)
+        rank, behind = int(tier != REALTIME), is_behind(due)
         for key, members in itertools.groupby(runs, key=lambda run: run[2] * rank):
             ids = [range(first, first + n) for first, n, _ in members]
-            entry = _Entry(rank, due, tier, key, ids, sum(map(len, ids)))
+            entry = _Entry(rank, due, tier, key, ids, sum(map(len, ids)), behind)
             placed = (rank, due, next(self._turn), entry)
             heapq.heappush(self._heap, placed)
             if key:
                 heapq.heappush(self._alike.setdefault(key, []), placed)
             self._length += entry.left
             self.realtime += 0 if rank else entry.left
+            self.behind += entry.left if behind else 0
 
     def pop(self, room: int, *, realtime: int) -> list[int]:
         """Up to `room` ids in order; of realtime ones up to `realtime`, whatever `room` is."""
@@ -94,7 +100,7 @@ class Inbox:
     def take_all(self) -> Iterator[tuple[str, float, list[tuple[int, int]]]]:
         """Everything in order, as (tier, due, [(id, key)]), leaving it empty."""
         waiting = [entry for *_, entry in sorted(self._heap, key=lambda placed: placed[:3]) if entry.left]
-        self._heap, self._alike, self._spent, self._length, self.realtime = [], {}, 0, 0, 0
+        self._heap, self._alike, self._spent, self._length, self.realtime, self.behind = [], {}, 0, 0, 0, 0
         for (tier, due), entries in itertools.groupby(waiting, key=lambda entry: (entry.tier, entry.due)):
             yield tier, due, [(number, entry.key) for entry in entries for ids in entry.ids for number in ids]
 
@@ -140,6 +146,8 @@ class Inbox:
         self._length -= len(taken)
         if not entry.rank:
             self.realtime -= len(taken)
+        if entry.behind:
+            self.behind -= len(taken)
         if entry.key:
             self._streak_left -= len(taken)
         if not entry.left:

@@ -25,6 +25,7 @@ from tieryard.store.jobs import Claimed
 from tieryard.store.writer import Writer
 from tieryard.telemetry import Event, fault
 from workers.attempts import Attempts
+from workers.claims import Claims
 from workers.inbox import Inbox
 from workers.overflow import Overflow
 from workers.pacing import Pacing
@@ -56,11 +57,11 @@ class Inference:
         self._ready = Ready()
         self._pacing = Pacing(yard, self._names, self._upkeep, waits=self._ready.holds, changed=self._more_may_start)
         self._overflow = Overflow(yard, self._names)
+        self._claims = Claims(yard, self._names)
         self._inbox = Inbox(within_s=yard.settings.window_s)
         self._running: dict[int, asyncio.Task[None]] = {}
         self._realtime_running = 0
         self._stopping: dict[int, str] = {}
-        self._claiming = 0
         self._closed_at: float | None = None  # since when these are told that there is no room
         self._suspect: Claimed | None = None  # waits for an empty engine
         self._alone: int | None = None  # the suspect that runs
@@ -129,10 +130,12 @@ class Inference:
             self._wake.clear()
             while ids := self._next_ids():
                 try:
-                    await self._claim(ids)
+                    self._accept(await self._claims.make(ids))
                 except StoreError as error:
                     self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
-                    await self._settle_claim(ids)
+                    found = await self._claims.settle(ids)
+                    held = {*self._running, *(job.id for job in self._ready), *self._writer.pending}
+                    self._accept([job for job in found if job.id not in held])
             self._set_gate()
 
     async def _poll(self) -> None:
@@ -187,7 +190,7 @@ class Inference:
     def _gauge(self) -> Gauge:
         backlog = len(self._inbox) + len(self._ready) + self._pacing.asking
         gauge = self._upkeep.gauge(open_to_calls=self._open_to_calls, in_flight=len(self._running), backlog=backlog)
-        return replace(gauge, held=self._pacing.held)
+        return replace(gauge, held=self._pacing.held, behind=self._inbox.behind)
 
     @property
     def _unstarted(self) -> list[Claimed]:
@@ -220,21 +223,13 @@ class Inference:
         """Ids to claim now, in order. Realtime may use every slot that calls leave; the others leave its reserve."""
         if not self._upkeep.up or self._draining or self._writer.full or self._suspect or self._alone is not None:
             return []
-        waiting = len(self._ready) + self._pacing.asking + self._claiming
+        waiting = len(self._ready) + self._pacing.asking + self._claims.under_way
         ahead = max(2, self._upkeep.limit // 4)
         room = min(self._slots + ahead - len(self._running) - waiting, _MOST_CLAIMED)
         room = min(room, self._pacing.claimable(waiting, urgent=False))
         realtime_room = self._slots - self._realtime_running - self._ready.realtime
         realtime_room = min(realtime_room, self._pacing.claimable(waiting, urgent=True))
         return self._inbox.pop(max(room, 0), realtime=max(realtime_room, 0))
-
-    async def _claim(self, ids: list[int]) -> None:
-        self._claiming += len(ids)
-        try:
-            claimed = await asyncio.to_thread(self._claim_now, ids)
-        finally:
-            self._claiming -= len(ids)
-        self._accept(claimed)
 
     def _accept(self, claimed: list[Claimed]) -> None:
         for job in claimed:
@@ -261,23 +256,6 @@ class Inference:
         for job in await self._overflow.relieve(self._inbox, self._ready):
             why = EngineError(self._pacing.why)
             self._writer.put(self._endings.hand_back(job, HandBack.OUTAGE, why, wait_s=0))
-
-    async def _settle_claim(self, ids: list[int]) -> None:
-        """After a claim whose answer was lost: it may have been committed. What is ours is taken up; the nudges
-        of the rest are lost with this, and rescue sends them again."""
-        while True:
-            await asyncio.sleep(1.0)
-            try:
-                found = await asyncio.to_thread(jobs.claimed_by, self._yard.store, ids, self._yard.worker_id)
-            except StoreError:
-                continue
-            held = {*self._running, *(job.id for job in self._ready), *self._writer.pending}
-            self._accept([job for job in found if job.id not in held])
-            return
-
-    def _claim_now(self, ids: list[int]) -> list[Claimed]:
-        with self._yard.store.transaction() as connection:
-            return jobs.claim(connection, ids, worker_id=self._yard.worker_id, deployments=self._names)
 
     # --- running -------------------------------------------------------------------------------------
 
@@ -384,7 +362,7 @@ class Inference:
     async def _drain(self) -> None:
         self._draining = True
         deadline = time.monotonic() + self._yard.settings.drain_s
-        while self._claiming:  # noqa: ASYNC110  # a claim under way returns in milliseconds
+        while self._claims.under_way:  # noqa: ASYNC110  # a claim under way returns in milliseconds
             await asyncio.sleep(0.01)
         self._let_go(HandBack.DRAIN, "its worker was stopped", wait_s=0)
         if self._asking is not None:

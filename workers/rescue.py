@@ -8,7 +8,7 @@ import contextlib
 import time
 import uuid
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import redis
 
@@ -16,12 +16,12 @@ from tieryard.affinity import Homes
 from tieryard.job import State
 from tieryard.lease import API
 from tieryard.metrics import Replica
-from tieryard.queues import BrokerError, Parcel, model_queue, parcels_to_classify, replica_of
+from tieryard.queues import BENCHMARK, BrokerError, Parcel, model_queue, parcels_to_classify, replica_of, tier_queue
 from tieryard.store import Connection, files, idempotency, rescue, routes
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
-from workers import stepback
+from workers import fingerprints, speed, stepback, trials
 from workers.classify import parcels_home
 from workers.yard import Yard
 
@@ -86,6 +86,7 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
         _forget(yard, buried)
         _empty_queues(yard, connection)
         stepback.look(yard, connection)
+        trials.look(yard, connection)
         if moved or rerouted:
             yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
         if stopped:  # what their callers asked for, or their windows
@@ -105,19 +106,21 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
             return
         if flushed:
             stepback.tell_qualities(yard, connection)
+            speed.tell_profiles(yard, connection)
+            fingerprints.tell_marks(yard, connection)
             yard.redis.set(EPOCH, str(uuid.uuid4()))
         if nudges:
             yard.log.info(Event.RESCUED, nudged=len(nudges))
 
 
 def _fallen(yard: Yard) -> dict[str, float]:
-    """Deployments that serve no more, and until when they were taken to, or nobody else was known to; without Redis
-    nobody knows. After a while there is nothing left to find: some are away for good."""
+    """Deployments that serve no more, and until how long ago they were taken to, or nobody else was known to; without
+    Redis nobody knows. After a while there is nothing left to find: some are away for good."""
     try:
         found = yard.metrics.fallen(yard.catalog.deployments)
     except redis.RedisError:
         return {}
-    return {name: until for name, until in found.items() if time.time() - until < _LOOK_FOR_S}
+    return {name: ago_s for name, ago_s in found.items() if ago_s < _LOOK_FOR_S}
 
 
 def _forget(yard: Yard, buried: list[Buried]) -> None:
@@ -130,7 +133,7 @@ def _forget(yard: Yard, buried: list[Buried]) -> None:
             for name in worker.served:
                 yard.metrics.withdraw_gauge(name, worker.worker_id)
                 yard.empty_own(name, worker.worker_id)
-            for name in yard.catalog.deployments if worker.kind == API else ():
+            for name in yard.catalog.deployments if worker.kind in (API, BENCHMARK) else ():
                 yard.metrics.forget_calls(name, api=worker.worker_id)
 
 
@@ -161,18 +164,20 @@ def _stop_all(connection: Connection) -> int:
 def _parcels(yard: Yard, nudges: list[Nudge], homes: Homes) -> list[Parcel]:
     """Parcels by where the jobs wait, in the order given: due as if they were given out now, so behind what is waiting
     there, and to the same homes as the first time."""
-    groups: dict[tuple[str, str, str | None], list[Nudge]] = defaultdict(list)
+    groups: dict[tuple[str, str, str | None, bool], list[Nudge]] = defaultdict(list)
     for nudge in nudges:
-        groups[nudge.state, nudge.tier, nudge.deployment].append(nudge)
+        groups[nudge.state, nudge.tier, nudge.deployment, nudge.behind].append(nudge)
     replicas = _replicas(yard) if any(nudge.prefix_key for nudge in nudges) else {}
     parcels: list[Parcel] = []
-    for (state, tier, deployment), members in groups.items():
-        due = yard.due(tier)
+    for (state, tier, deployment, behind), members in groups.items():
+        due = yard.due(tier, behind=behind)
         if state == State.ROUTED and deployment is not None:
             keyed = [(n.id, n.prefix_key) for n in members]
             parcels += parcels_home(homes, deployment, tier, due, keyed, replicas.get(deployment, ()))
         else:
-            parcels += parcels_to_classify(tier, due, [n.id for n in members])
+            # Not to the queue of a tier that has gone: a classifier that began since does not read it.
+            queue = tier_queue(yard.standing_in(tier))
+            parcels += [replace(p, queue=queue) for p in parcels_to_classify(tier, due, [n.id for n in members])]
     return parcels
 
 

@@ -22,8 +22,7 @@ from tieryard.telemetry import Event
 from workers.yard import Yard
 
 _CHANCES = (6007, 6011, 6029, 6037, 6043, 6047)  # what a job's chance is for: one for each shadow
-_BEHIND_S = 365 * 86_400.0  # all that anybody waits for is due sooner
-_PATIENCE_S = 900.0  # before a lost nudge is sent again: that one would be due like others
+_PATIENCE_S = 900.0  # before a lost nudge is sent again: nobody waits
 _TELL_EVERY_S = 60.0
 
 
@@ -67,7 +66,7 @@ class Shadows:
         waiting: dict[str, list[tuple[int, int]]] = {}
         for copy in copies:
             waiting.setdefault(copy.deployment, []).append((copy.id, 0))
-        due = self._yard.due(tier) + _BEHIND_S
+        due = self._yard.due(tier, behind=True)
         return [parcel for to, keyed in waiting.items() for parcel in parcels_to_infer(to, tier, due, keyed)]
 
     def _chosen(self, routed: Sequence[Routed], snapshot: Snapshot) -> list[tuple[Routed, str]]:
@@ -97,7 +96,7 @@ class Shadows:
             found is not None
             and found.live
             and not found.broken
-            and found.backlog + self._given[name] <= found.capacity
+            and found.backlog + found.behind + self._given[name] <= found.capacity
         )
 
     def _drop(self, name: str) -> None:

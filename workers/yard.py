@@ -20,6 +20,7 @@ from tieryard.in_force import InForce, Prepare
 from tieryard.lease import Lease
 from tieryard.metrics import Metrics
 from tieryard.queues import (
+    BEHIND_S,
     CALLBACKS,
     BrokerError,
     Publisher,
@@ -31,7 +32,7 @@ from tieryard.queues import (
 )
 from tieryard.quotas import Quotas
 from tieryard.settings import Settings
-from tieryard.store import Store
+from tieryard.store import Store, catalogs
 from tieryard.telemetry import Event
 
 
@@ -64,7 +65,7 @@ class Yard:
         self.quotas = Quotas(settings.redis_url.get_secret_value())
         self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=queues)
         self.publisher = Publisher(self.app)
-        self.lease = Lease(kind, settings, self.log, deployment=deployment, heard=self.in_force.seen)
+        self.lease = Lease(kind, settings, self.log, self.in_force, deployment=deployment)
 
     @property
     def catalog(self) -> Catalog:
@@ -93,11 +94,17 @@ class Yard:
         """How long a nudge may be on its way before rescue takes it for lost: two windows."""
         return 2 * self.settings.window_s
 
-    def due(self, tier: str) -> float:
+    def due(self, tier: str, *, behind: bool = False) -> float:
         """When jobs that are given out now are due (epoch seconds), to whoever orders them next: all of a tier alike,
-        so in the order given. By their own deadlines, a long batch would pass every later one of another tenant."""
-        known = self.catalog.tiers.get(tier)
-        return time.time() + (known.window.total_seconds() if known is not None else 0.0)
+        so in the order given. By their own deadlines, a long batch would pass every later one of another tenant.
+        `behind`: those of the system's own, for which nobody is to wait."""
+        due = time.time() + self.catalog.tiers[self.standing_in(tier)].window.total_seconds()
+        return due + BEHIND_S if behind else due
+
+    def standing_in(self, tier: str) -> str:
+        """The tier itself; where the catalog does not have it, the least urgent. A process that had not heard took jobs
+        of one that had just gone: they are routed without its SLO, and wait behind everybody."""
+        return tier if tier in self.catalog.tiers else [*self.catalog.tiers][-1]
 
     def admission(self, catalog: Catalog | None = None) -> Admission:
         """By the catalog in force, or by another. Raises UserError."""
@@ -167,8 +174,8 @@ class Yard:
         started: Callable[[Any], None] = lambda _: None,
         stopping: Callable[[], None] = lambda: None,
     ) -> None:
-        """Runs a stock Celery worker until SIGTERM or SIGINT. `own` gets its worker id, and names the queues that it
-        alone consumes; `started` gets its consumer."""
+        """Runs a stock Celery worker until SIGTERM or SIGINT. `own` gets its worker id, and names more queues, such as
+        it alone consumes; `started` gets its consumer."""
 
         def on_ready(sender: Any, **_: Any) -> None:
             started(sender)
@@ -213,9 +220,15 @@ def gate_of(consumer: Any, *queues: str) -> Callable[[bool], None]:
     return gate
 
 
+def left_queues(yard: Yard) -> list[str]:
+    """Of tiers that the catalog does not have and unfinished jobs are of. Raises StoreError."""
+    with yard.store.transaction() as connection:
+        return [tier_queue(tier) for tier in catalogs.unfinished_tiers(connection, yard.catalog.tiers)]
+
+
 def taking_tiers(yard: Yard, consumer: Any, prepare: Prepare) -> Prepare:
-    """The same, and then a consumer takes from the queues of tiers that are new. The queue of one that has gone stays:
-    nothing is in it."""
+    """The same, and then a consumer takes from the queues of tiers that are new. That of one that has gone is read on:
+    a process that had not heard may have put something there."""
 
     def prepared(old: Catalog, new: Catalog) -> Callable[[], None]:
         put = prepare(old, new)

@@ -1,5 +1,5 @@
-"""The whole embedded fleet as real processes, on the fake vLLM: it has a capacity and takes time, so that
-there is a middle of a batch to break things in."""
+"""The whole embedded fleet as real processes, on llama.cpp, or on the fake vLLM: that has a capacity and takes time, so
+that there is a middle of a batch to break things in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Running:
     """A fleet that is up, its API, and its database."""
 
     fleet: Fleet
-    fake: FakeVllm
+    fake: FakeVllm | None
     api: httpx.Client
     database: psycopg.Connection[Any]
 
@@ -64,31 +64,49 @@ StartFleet = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
 @pytest.fixture
-def start_fleet(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartFleet]:
-    """Starts a fleet on a fake with this plan; `data` names its data directory, to start one again."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short leases and windows, and callbacks to this machine."""
     for name, value in {"LEASE_S": "2", "HEARTBEAT_S": "0.5", "WINDOW_S": "1", "API_KEY": KEY}.items():
         monkeypatch.setenv(f"TIERYARD_{name}", value)
     monkeypatch.setenv("TIERYARD_WEBHOOK_ALLOW_PRIVATE", "true")
+
+
+@pytest.fixture
+def start_fleet(quick: None) -> Iterator[StartFleet]:
+    """Starts a fleet on a fake with this plan; `data` names its data directory, to start one again."""
 
     @contextlib.contextmanager
     def start(plan: FakePlan, *, data: str = "data") -> Iterator[Running]:
         with FakeVllm.in_thread(plan) as fake:
             catalog = home / "fake.yaml"
             catalog.write_text((CATALOGS / "fake.yaml").read_text().replace("http://fake.invalid", fake.url))
-            with Fleet(home / data, port=free_port(), catalog=catalog) as fleet:
-                fleet.wait_until_ready()
-                tending = threading.Thread(target=fleet.run, daemon=True)
-                tending.start()
-                headers = {"authorization": f"Bearer {KEY}"}
-                try:
-                    with (
-                        httpx.Client(base_url=fleet.url, headers=headers, timeout=60, trust_env=False) as api,
-                        psycopg.connect(fleet.database_url, autocommit=True) as database,
-                    ):
-                        yield Running(fleet, fake, api, database)
-                finally:
-                    fleet.stopping.set()
-                    tending.join()
+            with running(Fleet(home / data, port=free_port(), catalog=catalog), fake) as found:
+                yield found
 
     with open_directory() as home:
         yield start
+
+
+@pytest.fixture
+def local_fleet(quick: None) -> Iterator[Running]:
+    """What `tieryard up` starts: llama.cpp with real weights."""
+    with open_directory() as home, running(Fleet(home / "data", port=free_port())) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(fleet: Fleet, fake: FakeVllm | None = None) -> Iterator[Running]:
+    with fleet:
+        fleet.wait_until_ready()
+        tending = threading.Thread(target=fleet.run, daemon=True)
+        tending.start()
+        headers = {"authorization": f"Bearer {KEY}"}
+        try:
+            with (
+                httpx.Client(base_url=fleet.url, headers=headers, timeout=60, trust_env=False) as api,
+                psycopg.connect(fleet.database_url, autocommit=True) as database,
+            ):
+                yield Running(fleet, fake, api, database)
+        finally:
+            fleet.stopping.set()
+            tending.join()

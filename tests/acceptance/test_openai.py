@@ -98,7 +98,8 @@ def test_a_batch_to_its_end(client: OpenAI) -> None:
     batch = client.batches.create(
         input_file_id=file, endpoint=CHAT, completion_window="24h", metadata={"run": "nightly"}
     )
-    assert (batch.status, batch.metadata, batch.endpoint) == ("validating", {"run": "nightly"}, CHAT)
+    assert batch.status in ("validating", "in_progress")  # its lines may be read by the time it is answered
+    assert (batch.metadata, batch.endpoint) == ({"run": "nightly"}, CHAT)
     done = until(client, batch.id, *OVER)
     assert done.status == "completed"
     assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (14, 12, 2)

@@ -15,6 +15,7 @@ the same ones in every run. Of its stock checks those below hold. These do not, 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,13 @@ from api.app import create_app
 from tests.gateway import gateway
 from tests.integration.test_batches_api import BAD, line
 from tests.integration.test_leaks import CATALOG, KINDS, A, Fleet, furnished, publish_engines
+from tests.integration.trials import quality_run
 from tieryard.catalog import load_catalog
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey
 from tieryard.ids import public
 from tieryard.settings import Settings
-from tieryard.store import Store, keys
+from tieryard.store import Store, golden, keys
+from tieryard.store.keys import Scope
 
 CHECKS = [
     not_a_server_error,
@@ -60,10 +63,11 @@ _PLACES = 12
 
 # Names that random text would never hit. Ids stand in until there is a store that has some.
 _KNOWN = {
-    **{kind: [f"known_{kind}_{place}" for place in range(_PLACES)] for kind in KINDS},
+    **{kind: [f"known_{kind}_{place}" for place in range(_PLACES)] for kind in (*KINDS, "benchmark")},
     "model": ["auto", "class:small", "short", "vectors"],
     "tier": ["interactive", "batch", "bulk", "\x00"],
-    "deployment": ["short", "vectors", "\x00"],
+    "deployment": ["short", "vectors", "judge", "\x00"],
+    "golden": ["sky", "sea", "\x00"],
     "category": ["chat", "code"],
     "window": ["1h", "90s"],
 }
@@ -71,10 +75,17 @@ _WHERE = {
     "path.job_id": "job",
     "path.batch_id": "batch",
     "path.file_id": "file",
+    "path.benchmark_id": "benchmark",
+    "path.name": "golden",
     "path.model": "model",
     "query.batch": "batch",
     "query.tier": "tier",
     "query.deployment": "deployment",
+    "query.name": "golden",
+    "body.a": "benchmark",
+    "body.b": "benchmark",
+    "body.golden": "golden",
+    "body.deployment": "deployment",
     "body.model": "model",
     "body.tier": "tier",
     "body.category": "category",
@@ -125,23 +136,42 @@ def fleet(
         )
         publish_engines(valkey.url, load_catalog(path), patch)
         store = Store(settings.database_url.get_secret_value())
-        keys.add_key(store, "ty_test", tenant="tests", name="test")
+        keys.add_key(store, "ty_test", tenant="tests", name="test", scopes=Scope)
         tenant = keys.holder_of(store, "ty_test").tenant_id
         with gateway(settings, None, store) as gate, furnished(settings, store, tenant, gate.client) as found:  # type: ignore[arg-type]
             found.house.create(*_BROKEN)
             found.house.expand()
+            _measure(found)
             yield found
         store.close()
         connection.execute("DROP DATABASE schemathesis WITH (FORCE)")
+
+
+def _measure(fleet: Fleet) -> None:
+    """Golden sets, quality runs that have ended and can be compared, and runs of all other kinds that wait."""
+    item = {"id": "1", "category": "chat", "prompt": "What colour has the sky?", "criteria": "Says blue."}
+    for name in ("sky", "sea"):
+        answer = fleet.client.post("/v1/golden_sets", params={"name": name}, content=json.dumps(item))
+        assert answer.status_code == 200, answer.text
+    asked, catalog = golden.find_set(fleet.store, "sky"), fleet.house.yard.catalog
+    ended = [
+        quality_run(fleet.store, catalog, name, asked, {"chat": [0.5, None]}, judge="judge")
+        for name in ("short", "judge", "short")
+    ]
+    pair = {"kind": "pairwise", "a": ended[0], "b": ended[1]}
+    for ask in ({"kind": "speed"}, {"kind": "capacity"}, {"kind": "quality", "golden": "sea"}, pair):
+        answer = fleet.client.post("/v1/benchmarks", json=ask)
+        assert answer.status_code == 200, answer.text
 
 
 @pytest.fixture(scope="module")
 def ids(fleet: Fleet) -> dict[str, str]:
     """The id that each stand-in is for: some of all ages; every third job has an answer, which can be scored."""
     found = {kind: fleet.ids(kind) for kind in KINDS}
+    found["benchmark"] = [row[0] for row in fleet.store.fetch("SELECT id FROM benchmark ORDER BY id")]
     made = {
         name: public(kind, found[kind][place * len(found[kind]) // _PLACES])
-        for kind in KINDS
+        for kind in found
         for place, name in enumerate(_KNOWN[kind])
     }
     answered = "SELECT id FROM job WHERE tenant_id = %(tenant)s AND state = 'succeeded' ORDER BY id"
@@ -180,4 +210,4 @@ def test_every_operation_was_reached(answers: Counter[str], capsys: pytest.Captu
             label = f"{method.upper()} {path}"
             seen = {answer.rpartition(" ")[2] for answer in answers if answer.startswith(f"{label}: ")}
             assert seen & {"200", "201"}, (label, seen)
-            assert seen & {"400", "404", "405"}, (label, seen)
+            assert seen & {"400", "401", "404", "405"}, (label, seen)

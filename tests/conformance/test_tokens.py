@@ -43,7 +43,7 @@ def counter(cache_dir):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def engine():
-    engine = LlamaCppEngine(WEIGHTS, slots=1, context=1024)
+    engine = LlamaCppEngine(WEIGHTS, slots=1, context=1024, threads=1)
     await engine.start()
     yield engine
     await engine.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,28 @@ from tests.gateway import Engines, Gateway, catalog_of, engines, gateway
 from tests.integration.inference import Bench, inference
 from tieryard.settings import Settings
 from tieryard.store import Store
+from workers.yard import Yard
+
+OpenYard = Callable[..., Yard]
+
+
+@pytest.fixture
+def open_yard(settings: Settings) -> Iterator[OpenYard]:
+    """Makes what a process stands on: it has not joined and, unless told to, consumes nothing."""
+    opened: list[Yard] = []
+
+    def open_(kind: str = "test", *, settings: Settings = settings, **fields: Any) -> Yard:
+        opened.append(Yard(kind, settings, **{"consume": [], **fields}))
+        return opened[-1]
+
+    yield open_
+    for yard in opened:
+        yard.leave()
+
+
+@pytest.fixture
+def yard(open_yard: OpenYard) -> Yard:
+    return open_yard()
 
 
 @pytest.fixture

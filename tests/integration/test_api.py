@@ -150,7 +150,7 @@ ONE_BAD: list[tuple[str, str | bytes, str | None, str]] = [
     ("window overflows", '{"prompt": "x", "completion_window": "99999999999999d"}', "completion_window", "365"),
     ("window past all dates", '{"prompt": "x", "completion_window": "9999999d"}', "completion_window", "365"),
     ("window of none", '{"prompt": "x", "completion_window": "0s"}', "completion_window", "greater"),
-    ("callback", '{"prompt": "x", "callback_url": "ftp://a/b"}', "callback_url", "URL scheme should be 'http'"),
+    ("callback", '{"prompt": "x", "callback_url": "ftp://a/b"}', "callback_url", "a URL that begins with 'http'"),
     ("not UTF-8", b'{"prompt": "\xff"}', None, "not valid JSON"),
     ("lone surrogate", '{"prompt": "\\ud800"}', None, "not valid JSON"),
     ("raw NUL", b'{"prompt": "a\0b"}', None, "not valid JSON"),
@@ -161,7 +161,7 @@ ONE_BAD: list[tuple[str, str | bytes, str | None, str]] = [
     ("wide integer", '{"prompt": "x", "response_format": {"a": [99999999999999999999]}}', "response_format", "64"),
     ("big schema", json.dumps({"prompt": "x", "response_format": {"a": "x" * 70_000}}), "response_format", "at most"),
     ("long metadata", json.dumps({"prompt": "x", "metadata": {"a-b": "x" * 513}}), "metadata.a-b", "at most 512"),
-    ("stop", '{"prompt": "x", "stop": 5}', "stop", "string"),
+    ("stop", '{"prompt": "x", "stop": 5}', "stop", "expected text, not 5"),
 ]  # fmt: skip
 
 
@@ -401,6 +401,40 @@ def test_filters(client: TestClient) -> None:
     assert walk(client, limit=9, state="cancelled") == [second]
     assert walk(client, limit=9, state="queued", tier="batch") == []
     assert walk(client, limit=9, deployment="short") == []
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("limit=0", "limit: must be greater than or equal to 1, not '0'"),
+        ("limit=many", "limit: expected a whole number, not 'many'"),
+        (
+            "state=done",
+            "state: expected 'queued', 'routed', 'running', 'succeeded', 'failed', 'cancelled' or 'expired'",
+        ),
+    ],
+)
+def test_a_bad_query_is_refused_in_our_words(client: TestClient, query: str, says: str) -> None:
+    error = error_of(client.get(f"/v1/jobs?{query}"), 400)
+    assert error["message"].startswith(says)
+    assert error["param"] == says.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ('{"score": 2}', "score", "score: must be less than or equal to 1, not 2"),
+        ('{"score": "good"}', "score", "score: expected a number, not 'good'"),
+        ("{}", "score", "score: is required"),
+        ("5", "body", "body: expected an object, not 5"),
+        ('{"score": ', None, "not valid JSON: "),
+        ('{"score": 1, "why": 2}', "why", "why: no such field"),
+    ],
+)
+def test_a_bad_score_is_refused_in_our_words(client: TestClient, body: str, param: str | None, says: str) -> None:
+    as_json = {"content-type": "application/json"}
+    error = error_of(client.post("/v1/jobs/job_1/outcome", content=body, headers=as_json), 400)
+    assert (error["param"], error["message"].startswith(says)) == (param, True), error
 
 
 # What happens to a job

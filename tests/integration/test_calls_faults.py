@@ -26,7 +26,7 @@ from tieryard.store.calls import NewCall
 
 MANY = 30
 """More than an API process has threads for calls, or connections."""
-LOCK_TIMEOUT_S = 6.0
+LOCK_TIMEOUT_S = 4.0
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 
 from tests import factories as make
 from tests.conftest import CATALOGS
-from tieryard.metrics import Gauge, Observed
-from tieryard.settings import Settings
+from tieryard.metrics import Gauge
+from tieryard.profiles import Observed
 from workers.classify import Classifier
 from workers.yard import Yard
 
@@ -40,15 +39,6 @@ def catalog_path(tmp_path: Path) -> Path:
     path = tmp_path / "tieryard.yaml"
     path.write_text((CATALOGS / "instant.yaml").read_text() + DEAR)
     return path
-
-
-@pytest.fixture
-def yard(settings: Settings) -> Iterator[Yard]:
-    yard = Yard("classify", settings, consume=[])
-    yield yard
-    yard.store.close()
-    yard.redis.close()
-    yard.app.close()
 
 
 class Bench:

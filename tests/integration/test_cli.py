@@ -26,9 +26,10 @@ from tieryard.cli.submit import summarize
 from tieryard.embedded import EmbeddedPostgres
 from tieryard.job import State
 from tieryard.settings import Settings
-from tieryard.store import Store, batches, keys
+from tieryard.store import Store, batches, keys, workers
 from tieryard.store.finish import finish
 from tieryard.store.keys import Scope
+from tieryard.store.workers import Taken
 from tieryard.supervisor import RUNNING
 
 
@@ -234,6 +235,38 @@ def test_jobs_are_listed_and_shown_as_they_were_written(run: Run, url: str, tmp_
     assert run("jobs", "cancel", job, "--url", url).out == f"{job}: cancelled\n"
 
 
+def test_jobs_as_the_api_tells_them(run: Run, url: str, tmp_path: Path) -> None:
+    import httpx
+
+    who = {"authorization": "Bearer ty_test"}
+    batch = run("submit", file_of(tmp_path, '{"prompt": "x", "custom_id": "a"}\n{"prompt": "y"}\n'), "--url", url)
+    job = httpx.post(f"{url}/v1/jobs", json={"prompt": "x"}, headers=who).json()["id"]
+    for path, words in (
+        ("/v1/jobs?limit=20", ("list",)),
+        (f"/v1/jobs?batch={batch.out.strip()}", ("list", "--batch", batch.out.strip())),
+        (f"/v1/jobs/{job}/story", ("show", job)),
+    ):
+        ran = run("jobs", *words, "--json", "--url", url)
+        assert (ran.code, json.loads(ran.out)) == (0, httpx.get(url + path, headers=who).json())
+
+
+def test_times_are_shown_with_their_zone(run: Run, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In UTC, wherever the terminal is."""
+    import httpx
+
+    made = httpx.post(f"{url}/v1/jobs", json={"prompt": "x"}, headers={"authorization": "Bearer ty_test"}).json()
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        shown, listed = run("jobs", "show", made["id"], "--url", url).out, run("jobs", "list", "--url", url).out
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert f"accepted  {made['created_at'][:19].replace('T', ' ')} UTC" in " ".join(shown.split("\n"))
+    assert "created (UTC)" in listed
+    assert made["created_at"][5:19].replace("T", " ") in listed
+
+
 def test_config_check(run: Run, tmp_path: Path) -> None:
     good = run("config", "check", str(CATALOGS / "instant.yaml"))
     assert good.code == 0
@@ -247,6 +280,22 @@ def test_config_check(run: Run, tmp_path: Path) -> None:
     assert f"{bad}:{line}: " in ran.err
     assert "context_limit" in ran.err
     assert run("config", "check", str(tmp_path / "none.yaml")).code == 2
+
+
+def test_doctor_says_which_process_cannot_take_the_catalog(
+    run: Run, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In full only where it may ask the database: the route that it asks needs no key."""
+    me = make.worker(store, kind="classify")
+    workers.beat(store, me, lease_s=60, taken=Taken(99, "tokenizer '/x': no file /x"))
+    found = json.loads(run("doctor", "--url", url, "--json").out)
+    [catalog] = [f for f in found if f["name"] == "catalog"]
+    assert (catalog["ok"], "classify one still by version 99" in catalog["found"]) == (False, True)
+    assert "/x" not in catalog["found"]
+    monkeypatch.setenv("TIERYARD_DATABASE_URL", store.url)
+    [catalog] = [f for f in json.loads(run("doctor", "--url", url, "--json").out) if f["name"] == "catalog"]
+    assert catalog["found"].endswith("still by version 99: tokenizer '/x': no file /x")
+    assert "tieryard config rollback" in catalog["advice"]
 
 
 def test_doctor_without_a_fleet(run: Run, nowhere: str) -> None:
@@ -280,6 +329,17 @@ def here(monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
     monkeypatch.setenv("TIERYARD_DATABASE_URL", database_url)
     for other in ("REDIS_URL", "CATALOG", "API_KEY"):
         monkeypatch.delenv(f"TIERYARD_{other}", raising=False)
+
+
+def test_keys_and_tenants_as_json(run: Run, here: None, store: Store, tenant: int) -> None:
+    run("keys", "create", "ci", "--tenant", "acme", "--scope", "read", "--requests-per-minute", "60")
+    *_, key = json.loads(run("keys", "list", "--json").out)
+    fields = {"prefix", "name", "tenant", "scopes", "requests_per_minute", "tokens_per_minute"}
+    assert key.keys() == {*fields, "id", "created_at", "revoked_at"}
+    assert (key["id"][:4], key["name"], key["scopes"], key["requests_per_minute"]) == ("key_", "ci", ["read"], 60)
+    *_, acme = json.loads(run("tenants", "list", "--json").out)
+    assert acme.keys() == {"name", "keys", "max_enqueued_tokens", "created_at"}
+    assert (acme["name"], acme["keys"], acme["created_at"][-1]) == ("acme", 1, "Z")
 
 
 def test_a_key_is_shown_once(run: Run, here: None, store: Store) -> None:

@@ -84,6 +84,22 @@ def test_a_catalog_is_applied_compared_and_rolled_back(run: Run, here: None, sto
     assert "says what version 2 says" in run("config", "diff", str(file), "--version", "2").out
 
 
+def test_versions_and_differences_as_json(run: Run, here: None, store: Store, file: Path) -> None:
+    nothing = {"version": None, "changes": [], "needs": [], "warnings": []}
+    assert json.loads(run("config", "diff", str(file), "--json").out) == nothing
+    run("config", "apply", str(file), "--note", "first")
+    edit(file, "max_in_flight: 16", "max_in_flight: 32")
+    file.write_text(file.read_text() + "routing: {policies: {acmee: {regions: [eu]}}}\n")
+    found = json.loads(run("config", "diff", str(file), "--json").out)
+    changed = {"field": "deployments.long.max_in_flight", "before": "16", "after": "32"}
+    assert (found["version"], changed in found["changes"]) == (1, True)
+    assert found["needs"] == ["long: its infer processes finish what they run, and start again"]
+    assert found["warnings"] == ["policy acmee: there is no tenant of this name; it will hold once there is"]
+    [version] = json.loads(run("config", "versions", "--json").out)
+    assert version.keys() == {"number", "hash", "applied_at", "rolled_back_to", "note"}
+    assert (version["number"], version["note"], version["applied_at"][-1]) == (1, "first", "Z")
+
+
 def test_a_bad_catalog_is_not_applied(run: Run, here: None, store: Store, file: Path) -> None:
     edit(file, "context_limit: 512", "context_limit: many")
     for command in ("apply", "diff"):
@@ -167,4 +183,5 @@ def test_the_first_of_two_that_start_at_once_is_the_first(store: Store) -> None:
 def test_the_schema_is_json(run: Run) -> None:
     ran = run("config", "schema")
     assert (ran.code, ran.err) == (0, "")
-    assert json.loads(ran.out)["properties"].keys() == {"version", "tiers", "categories", "deployments", "routing"}
+    known = {"version", "tiers", "categories", "deployments", "routing", "benchmarks"}
+    assert json.loads(ran.out)["properties"].keys() == known

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,13 @@ import pytest
 import redis
 
 from tests import factories as make
-from tests.conftest import CATALOGS
-from tieryard import telemetry
+from tests.conftest import CATALOGS, eventually
+from tests.gateway import Engines, catalog_of, gateway
+from tests.integration.conftest import OpenYard
+from tieryard import admission, telemetry
+from tieryard.admission import Surroundings
 from tieryard.metrics import Gauge, Metrics
+from tieryard.requests import parse_job
 from tieryard.settings import Settings
 from tieryard.snapshots import Snapshots
 from tieryard.store import Store
@@ -37,16 +41,12 @@ def catalog_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def yards(settings: Settings) -> Iterator[list[Yard]]:
+def yards(open_yard: OpenYard) -> list[Yard]:
     """Three classifiers' footings."""
-    yards = [Yard("classify", settings, consume=[]) for _ in range(3)]
+    yards = [open_yard() for _ in range(3)]
     for name in yards[0].catalog.deployments:
         yards[0].metrics.publish_gauge(name, 1, Gauge(capacity=64, in_flight=0, backlog=0))
-    yield yards
-    for yard in yards:
-        yard.store.close()
-        yard.redis.close()
-        yard.app.close()
+    return yards
 
 
 @pytest.fixture
@@ -177,3 +177,27 @@ def test_what_calls_explore_is_told_with_the_next_look_and_counts_at_once(yards:
     snapshots.read()
     assert snapshots.last.rules.explore_share == 0
     assert yard.metrics.read(yard.catalog).explored_usd == pytest.approx(0.001)
+
+
+def test_a_call_that_starts_counts_once_and_one_that_looks_nothing(
+    settings: Settings, store: Store, tenant: int, fakes: Engines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = catalog_of(fakes, tmp_path)
+    path.write_text(path.read_text() + EXPLORES.replace("bulk", "interactive"))
+    with gateway(settings.model_copy(update={"catalog": path}), fakes, store) as gate:
+        board = gate.app.state.tieryard.calls
+        eventually(lambda: board.snapshots.last.rules.explore_share, what="exploration to be counted")
+        asked = b'{"prompt": "Say hi.", "max_tokens": 8}'
+        [features] = board.admission.features([parse_job(asked)], [Surroundings("interactive")])
+        looks = {draw: board.route(replace(features, draw=draw)) for draw in (n / 64 for n in range(64))}
+        explores, choice = next((draw, found) for draw, found in looks.items() if found.explored)
+        assert choice.extra_usd > 0
+        gate.seen()
+        assert board.snapshots.live.explored_usd == 0
+        monkeypatch.setattr(admission, "draw", lambda _: explores)
+        spent = Spent(monkeypatch)
+        assert gate.chat(tier="interactive").headers["x-selected-model"] == choice.deployment == "dear"
+        eventually(lambda: spent.calls, what="its cost to be told")
+        gate.seen()
+        assert explored(store) == len(spent.calls) == 1
+        assert board.snapshots.live.explored_usd == spent.calls[0] > 0

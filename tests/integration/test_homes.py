@@ -69,13 +69,6 @@ def catalog_path(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def yard(settings: Settings) -> Iterator[Yard]:
-    yard = Yard("classify", settings, consume=[])
-    yield yard
-    yard.leave()
-
-
 def serving(yard: Yard) -> list[Replica]:
     return yard.metrics.read(yard.catalog).replicas.get("short", [])
 
@@ -107,7 +100,7 @@ def test_jobs_that_begin_alike_meet_at_one_replica_and_hit_its_cache(
     with FakeVllm.in_thread(PLAN) as one, FakeVllm.in_thread(PLAN) as other, contextlib.ExitStack() as running:
         for fake in (one, other):
             running.enter_context(replica(settings, fake))
-        eventually(lambda: len(serving(yard)) == 2, what="two replicas")
+        eventually(lambda: len(serving(yard)) == 2, within_s=60, what="two replicas")
         classifier = Classifier(yard, yard.admission())
         ids = bring(store, classifier, tenant, prompts)
         until_done(store, ids)
@@ -149,7 +142,7 @@ def test_a_replica_takes_what_only_it_is_sent_and_keeps_tenants_prefixes_apart(
     keys.add_key(store, "ty_other", tenant="another", name="other")
     another = keys.holder_of(store, "ty_other").tenant_id
     with FakeVllm.in_thread(PLAN) as one, replica(settings, one):
-        eventually(lambda: len(serving(yard)) == 1, what="a replica")
+        eventually(lambda: len(serving(yard)) == 1, within_s=60, what="a replica")
         [here] = serving(yard)
         for owner, found in ((tenant, 0), (tenant, SHARED_BLOCKS * BLOCK), (another, 0)):
             [job] = bring(store, Silent(yard, yard.admission()), owner, [prompt(0, 0)])

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from tests.conftest import eventually
-from tieryard import quotas
+from tieryard import breakers, quotas
 from tieryard.ids import to_runs
 from tieryard.metrics import EngineState
 from tieryard.settings import Settings
@@ -169,6 +169,11 @@ def serves(found: Fleet, *names: str) -> None:
         eventually(lambda n=name, w=wanted: sum(r.serves for r in metrics.replicas(n)) == w, what=f"{name} to serve")
 
 
+def idle(worker: Inference) -> bool:
+    """Whether nothing runs, nor is being given leave to: in this order, for what has leave then runs."""
+    return (worker._asking is None or worker._asking.done()) and not worker._running
+
+
 def test_two_processes_keep_within_the_requests_a_minute_and_overflow_goes_elsewhere(
     settings: Settings, store: Store, tenant: int, tmp_path: Path, fakes: tuple[FakeVllm, FakeVllm]
 ) -> None:
@@ -275,24 +280,28 @@ def test_a_key_that_is_not_there_keeps_the_deployment_down_and_is_named(
 def test_a_breaker_opens_the_router_avoids_it_a_few_probe_it_and_it_closes(
     settings: Settings, store: Store, tenant: int, tmp_path: Path, fakes: tuple[FakeVllm, FakeVllm]
 ) -> None:
+    """It stays open until the test lets its time be over: a probe meanwhile would fail, and cost a job an attempt."""
     broken = threading.Event()
     broken.set()
     fakes[0].plan = replace(fakes[0].plan, key=KEY, faults=lambda *_: Fault("http_500") if broken.is_set() else None)
-    with fleet(settings, store, tenant, tmp_path, fakes, replicas=1, open_for="2s") as found:
+    with fleet(settings, store, tenant, tmp_path, fakes, replicas=1, open_for="1h") as found:
         serves(found)
-        first = found.bring(100)
+        [worker] = found.workers["api"]
+        found.bring(100)
         eventually(lambda: found.held().startswith("its circuit breaker is open: "), what="it to open")
+        eventually(lambda: worker._pacing._breaker.open and idle(worker), what="its worker to hear of it")
         asked = fakes[0].state.requests
-        assert asked < 100, "what waits there is not burnt up"
         later = found.bring(40)
         eventually(lambda: found.done(later), what="the later ones to end elsewhere")
         went = store.fetch("SELECT DISTINCT deployment FROM job WHERE id = ANY(%(ids)s)", {"ids": later})
         assert went == [("own",)]
+        assert fakes[0].state.requests == asked, "what waits there is not burnt up"
         broken.clear()
-        held = "its circuit breaker is open"
-        eventually(lambda: not found.held().startswith(held), what="it to be half open, and then tried")
+        found.yards[0].redis.hset(breakers.key("api"), "opened", 1)
+        eventually(lambda: not found.held().startswith("its circuit breaker is open: "), what="it to be half open")
         eventually(lambda: not found.held() or not found.bring(1), within_s=30, what="a probe to close it")
-        eventually(lambda: found.done(first), within_s=30, what="every job to end")
+        every = [number for [number] in store.fetch("SELECT id FROM job")]
+        eventually(lambda: found.done(every), within_s=30, what="every job to end")
         assert {state for state, _ in found.states()} == {"succeeded"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from tests import factories as make
 from tests.conftest import CATALOGS, eventually
 from tests.gateway import Gateway
 from tests.integration.inference import Bench
+from tests.integration.test_api import serving
+from tests.integration.test_cli import Run, run  # noqa: F401  # a fixture
 from tieryard.catalog import Catalog, load_catalog, parse_catalog
 from tieryard.errors import CatalogError, UserError
 from tieryard.in_force import InForce
@@ -28,7 +31,8 @@ from tieryard.queues import parcels_to_classify
 from tieryard.settings import Settings
 from tieryard.store import Store, catalogs, rescue, workers
 from tieryard.store.catalogs import Version
-from tieryard.telemetry import logger
+from tieryard.telemetry import configure, logger
+from workers.classify import Classifier
 from workers.expand import Expander
 from workers.rescue import EPOCH
 from workers.yard import Yard
@@ -45,6 +49,12 @@ def catalog_path(tmp_path: Path) -> Path:
     path = tmp_path / "tieryard.yaml"
     path.write_text(CHEAP_SHORT)
     return path
+
+
+@pytest.fixture(autouse=True)
+def log() -> None:
+    """Of its own: a test that ran before may have closed what it logged to."""
+    configure()
 
 
 def apply(store: Store, text: str) -> Version:
@@ -83,7 +93,7 @@ def test_without_postgres_the_file_counts_until_it_is_back(settings: Settings, s
 
 def test_a_start_by_what_cannot_be_read_says_what_to_do(settings: Settings, store: Store) -> None:
     catalogs.apply(store, "version: 0\n", name="0" * 12, tiers=[])
-    with pytest.raises(CatalogError, match=r"version 1:1: version: input should be 1\n(.*\n)*put in force"):
+    with pytest.raises(CatalogError, match=r"version 1:1: version: expected 1, not 0\n(.*\n)*put in force"):
         in_force(settings, store)
 
 
@@ -111,6 +121,52 @@ def test_a_version_that_cannot_be_used_leaves_the_old_one_in_force(settings: Set
     eventually(lambda: found.number == good, what="the good one")
     assert tried == ["/none", "utf8"]
     found.close()
+
+
+def test_a_catalog_that_processes_cannot_take_is_seen(
+    settings: Settings,
+    store: Store,
+    tenant: int,
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """By their own word with each heartbeat: it needs a tokenizer that is nowhere."""
+    hasty = settings.model_copy(update={"heartbeat_s": 0.1})
+    gone = tmp_path / "gone"
+    monkeypatch.setenv("TIERYARD_DATABASE_URL", hasty.database_url.get_secret_value())
+    monkeypatch.setenv("TIERYARD_REDIS_URL", hasty.redis_url.get_secret_value())
+    monkeypatch.setenv("TIERYARD_CATALOG", str(settings.catalog))
+
+    def told(said: str) -> None:
+        eventually(lambda: workers.followers(store).told() == said, what=said)
+
+    def unable(process: str) -> str:
+        at = f"{socket.gethostname()}, pid {os.getpid()}"
+        return f"{process} ({at}) still by version 1: tokenizer '{gone}': no file {gone}"
+
+    yards = [Yard(kind, hasty, consume=[]) for kind in ("expand", "classify", "callback")]
+    yards[0].in_force.follow(lambda old, new: lambda: None)
+    yards[1].in_force.follow(Classifier(yards[1], yards[1].admission()).prepare)
+    for yard in yards:
+        yard.join()
+    with serving(hasty) as client:
+        told("3 of 3 processes go by version 1 of the catalog")
+        settings.catalog.write_text(CHEAP_LONG.replace("tokenizer: utf8", f"tokenizer: {gone}"))
+        applied = run("config", "apply", str(settings.catalog)).out.splitlines()[-1]
+        assert applied == "- 3 processes take it over within seconds; `tieryard deployments` says if one cannot"
+        told(f"1 of 3 processes go by version 2 of the catalog; {unable('api')}; {unable('classify')}")
+        shown = run("deployments")
+        assert (shown.code, str(gone) in "".join(shown.out.split())) == (1, True), shown.out
+        readiness = client.get("/readyz").json()
+        said = "1 of 3 processes go by version 2 of the catalog; api still by version 1; classify still by version 1"
+        assert readiness["catalog"] == {"version": 2, "unable": True, "found": said}
+        assert str(gone) not in str(readiness), "it needs no key"
+        assert run("config", "rollback", "1").code == 0
+        told("3 of 3 processes go by version 3 of the catalog")
+    for yard in yards:
+        yard.leave()
+    assert workers.followers(store).processes == (), "gone when the process is"
 
 
 def test_a_heartbeat_costs_one_statement_and_tells_the_newest_version(store: Store) -> None:

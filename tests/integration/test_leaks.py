@@ -32,11 +32,14 @@ from tieryard.store import Store, keys
 from tieryard.store.finish import finish
 from tieryard.store.keys import Scope
 from tieryard.store.shadows import Copy, save_copies
+from workers import judging
 from workers.yard import Yard
 
 SECRET = "TOPSECRET"
 """In all that tenant A writes, and in all that it is answered. No request of B's has it, but for one header."""
 A, B = {"authorization": "Bearer ty_test"}, {"authorization": "Bearer ty_b"}
+B_MEASURES = {"authorization": "Bearer ty_b_measures"}
+"""A key of B's with every scope: it measures the fleet, too, and reads what was measured."""
 NEVER = 999_999_999
 """A number that nothing has."""
 KINDS = ("job", "batch", "file")
@@ -48,6 +51,9 @@ tiers:
   batch: {slo: {max_latency_ms: 60000}, slo_from: claimed, window: 24h}
   bulk: {window: 24h}
 categories: [extraction, classification, summarization, reasoning, code, chat]
+benchmarks:
+  judge: {deployment: judge, live_share: 1.0}
+  sample: {tenants: [tests]}
 deployments:
   short: &short
     model: test/instant
@@ -63,6 +69,10 @@ deployments:
     <<: *short
     model: test/vectors
     serves: embeddings
+  judge:
+    <<: *short
+    model: test/judge
+    price: {input_usd_per_1m: 10, output_usd_per_1m: 40}
 """
 
 
@@ -101,25 +111,33 @@ def _batch(file: str) -> dict[str, Any]:
     return {"json": {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}}
 
 
+def _golden(_: str) -> dict[str, Any]:
+    return {"params": {"name": "mine"}, "content": b'{"id": "1", "category": "chat", "prompt": "?", "criteria": "x"}'}
+
+
 def _upload(_: str) -> dict[str, Any]:
     return {"files": {"file": ("mine.jsonl", b'{"custom_id": "mine"}\n')}, "data": {"purpose": "batch"}}
 
 
 @dataclass(frozen=True)
 class Attack:
-    """`scope` is what a key must have (ANY: nothing, but be a key); `kind` is what the path's id is of. `query` and
-    `fields` are the query's and the body's members that take an id, with the statuses that a foreign one may get."""
+    """`scope` is what a key must have (ANY: nothing, but be a key); `kind` is what the path's id is of. `path` are
+    the statuses that a foreign one may get there; `query` and `fields` are the query's and the body's members that take
+    an id, with theirs. `others` are bodies for the members that `body` must not have."""
 
     scope: Scope | Literal["any"] | None
     kind: str | None = None
+    path: set[int] = field(default_factory=lambda: {404})
     query: dict[str, set[int]] = field(default_factory=dict)
     body: Body | None = None
     fields: dict[str, set[int]] = field(default_factory=dict)
+    others: dict[str, Body] = field(default_factory=dict)
 
 
 ANY: Literal["any"] = "any"
 _PAGE = {"after": {200, 400}}  # a page of one's own, from that number on; what is no cursor is refused
 _MESSAGES = [{"role": "user", "content": "mine"}]
+_PAIR = _json(kind="pairwise", a=public("benchmark", NEVER), b=public("benchmark", NEVER))
 ROUTES = {
     "POST /v1/chat/completions": Attack(Scope.INFER, body=_json(model="auto", messages=_MESSAGES, max_tokens=4)),
     "POST /v1/completions": Attack(Scope.INFER, body=_json(model="auto", prompt="mine")),
@@ -141,9 +159,22 @@ ROUTES = {
     "POST /v1/batches/{batch_id}/cancel": Attack(Scope.BATCH, kind="batch"),
     "GET /v1/batches/{batch_id}/output": Attack(Scope.READ, kind="batch"),
     "GET /v1/batches/{batch_id}/errors": Attack(Scope.READ, kind="batch"),
+    "POST /v1/benchmarks": Attack(
+        Scope.BENCHMARK,
+        body=_json(kind="speed", deployment="short"),
+        fields={"a": {404}, "b": {404}},
+        others={"a": _PAIR, "b": _PAIR, "golden": _json(kind="quality")},
+    ),
+    "GET /v1/benchmarks": Attack(Scope.BENCHMARK, query=_PAGE),
+    "GET /v1/benchmarks/{benchmark_id}": Attack(Scope.BENCHMARK, kind="benchmark"),
+    "POST /v1/benchmarks/{benchmark_id}/cancel": Attack(Scope.BENCHMARK, kind="benchmark"),
+    "POST /v1/golden_sets": Attack(Scope.BENCHMARK, body=_golden),
+    "GET /v1/golden_sets": Attack(Scope.BENCHMARK),
+    "GET /v1/golden_sets/{name}": Attack(Scope.BENCHMARK, kind="golden_set", path={200, 404}),  # B may call its own so
     "POST /v1/route": Attack(Scope.INFER, body=_json(prompt="mine")),
     "GET /v1/models": Attack(ANY),
     "GET /v1/models/{model}": Attack(ANY, kind="model"),
+    "GET /metrics": Attack(Scope.BENCHMARK),
     "GET /healthz": Attack(None),
     "GET /readyz": Attack(None),
 }
@@ -157,21 +188,23 @@ UNDOCUMENTED = {
 NO_IDS_OF_OURS = {"custom_id", "tool_call_id"}
 """Body members whose names end as ids' do: the caller's own names."""
 
-_TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch")
-_ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|key|worker|tenant)_(\d+)")
+_TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch|a|b")
+_ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|key|worker|tenant|benchmark)_(\d+)")
 
 # What a tenant has, in every table: nothing of it may change.
 _OF_JOBS = "job_id IN (SELECT id FROM job WHERE tenant_id = %(tenant)s)"
 OWNED = {
     "tenant": "id = %(tenant)s",
     **dict.fromkeys(("api_key", "file", "batch", "job", "idempotency", "ledger", "outbox"), "tenant_id = %(tenant)s"),
-    **dict.fromkeys(("decision", "outcome", "result", "timing"), _OF_JOBS),
+    **dict.fromkeys(("decision", "live_verdict", "outcome", "result", "timing"), _OF_JOBS),
     "shadow": f"of_{_OF_JOBS}",
     "line": "source_id IN (SELECT source_id FROM job WHERE tenant_id = %(tenant)s UNION SELECT source_id FROM batch "
     "WHERE tenant_id = %(tenant)s UNION SELECT id FROM file WHERE tenant_id = %(tenant)s)",
     "routing_snapshot": f"id IN (SELECT snapshot_id FROM decision WHERE {_OF_JOBS})",
 }
-NOBODYS = {"catalog_version", "id_counter", "step_back", "worker"}
+_MEASURED = {"benchmark", "canary", "golden_item", "golden_score", "golden_set", "human_label", "preference", "profile"}
+"""What the fleet finds of itself. Its questions are jobs of a tenant of its own; see `test_leaks_of_benchmarks.py`."""
+NOBODYS = {"catalog_version", "id_counter", "promotion", "step_back", "worker"} | _MEASURED
 
 
 @dataclass
@@ -213,8 +246,18 @@ class Fleet:
         return [row[0] for row in self.store.fetch(statement, {"tenant": self.tenant})]
 
     def attack(self, route: str, allowed: set[int] | None, *, sent: str = "", part: str, **kwargs: Any) -> None:
-        """One request of B's, that sends one of A's ids."""
-        answer = self.call(route, B, sent, part, **kwargs)
+        """One request of B's, that sends one of A's ids; of what is measured, with a key that may, and one that may
+        not."""
+        if ROUTES[route].scope is Scope.BENCHMARK:
+            self._attack(route, {403}, who=B, sent=sent, part=part, **kwargs)
+            self._attack(route, allowed, who=B_MEASURES, sent=sent, part=part, **kwargs)
+        else:
+            self._attack(route, allowed, who=B, sent=sent, part=part, **kwargs)
+
+    def _attack(
+        self, route: str, allowed: set[int] | None, *, who: dict[str, str], sent: str, part: str, **kwargs: Any
+    ) -> None:
+        answer = self.call(route, who, sent, part, **kwargs)
         self.tried[route] += 1
         said = f"{answer.headers}\n{answer.text}"
         if part.startswith("body."):
@@ -233,8 +276,8 @@ class Fleet:
         """A request with `sent` in the path, or as one member of the query or of an otherwise right body."""
         method, _, path = route.partition(" ")
         where, _, name = part.partition(".")
-        if ROUTES[route].body is not None:
-            kwargs = {**ROUTES[route].body(self.b_file), **kwargs}  # type: ignore[misc]  # mypy loses the None above
+        if (body := ROUTES[route].others.get(name, ROUTES[route].body)) is not None:
+            kwargs = {**body(self.b_file), **kwargs}
         if where == "query":
             kwargs["params"] = {name: sent}
         if where == "body":
@@ -258,6 +301,7 @@ def fleet(settings: Settings, store: Store, tenant: int, engines: None) -> Itera
 @contextmanager
 def furnished(settings: Settings, store: Store, tenant: int, client: Any) -> Iterator[Fleet]:
     keys.add_key(store, "ty_b", tenant="b", name="b")
+    keys.add_key(store, "ty_b_measures", tenant="b", name="measures", scopes=Scope)
     for kind in ("expand", "classify", "callback", "beat"):  # else /readyz is right to say 503
         make.worker(store, kind=kind, lease_s=3600)
     yard = Yard("expand", settings, consume=[])
@@ -299,11 +343,16 @@ def furnish(fleet: Fleet) -> None:
         assert save_copies(connection, [shadow], tier="bulk", window_s=3600, patience_s=3600) == {shadow.id}
     assert client.post(f"/v1/jobs/{public('job', good.id)}/outcome", json={"score": 1}).status_code == 200
 
+    # What a judge is asked about A's answers are jobs of the fleet's own, and hold them.
+    judging.look(house.yard)
+
     # Batches: a list and a file that run, a file with output and errors, a list that nobody has looked at yet.
     made("/v1/jobs", "list", json=[one, one], params={"callback_url": hook})
     file_batch("running", line(SECRET), line(f"{SECRET} 2"))
     done = file_batch("done", line(SECRET, user=SECRET), {**line(f"{SECRET} 2"), "method": SECRET})
     house.expand()
+    asked = "SELECT question_id, source_id FROM live_verdict JOIN job ON job.id = question_id WHERE job_id = %(id)s"
+    [questions] = store.fetch(asked, {"id": good.id})
     house.answer(done, output=SECRET)
     finished = house.close(done)
     assert None not in (finished["output_file_id"], finished["error_file_id"])
@@ -321,7 +370,7 @@ def furnish(fleet: Fleet) -> None:
     columns = [*(("id", kind) for kind in KINDS), *((f"{at}_id", "batch") for at in ("source", "first_job"))]
     found = "SELECT {} FROM {} WHERE tenant_id = %(tenant)s"
     rows = [row for at in columns for row in store.fetch(found.format(*at), {"tenant": fleet.tenant})]
-    fleet.secrets = frozenset([shadow.id, *(number for [number] in rows)])
+    fleet.secrets = frozenset([shadow.id, *questions, *(number for [number] in rows)])
     fleet.b_file = fleet.call("POST /v1/files", B).json()["id"]
     for body in ({"prompt": "mine"}, [{"prompt": "mine"}]):
         assert client.post("/v1/jobs", json=body, headers=B).status_code == 201
@@ -405,7 +454,7 @@ def test_every_table_is_watched() -> None:
 def test_no_route_leaks_or_touches_what_is_another_tenants(
     fleet: Fleet, document: dict[str, Any], record_property: Callable[[str, object], None], capsys: Any
 ) -> None:
-    every = [public(kind, number) for number in sorted(fleet.secrets) for kind in KINDS]
+    every = [public(kind, number) for number in sorted(fleet.secrets) for kind in (*KINDS, "benchmark")]
     every += [str(number) for number in sorted(fleet.secrets)]
     some = [public(kind, fleet.ids(kind)[-1]) for kind in KINDS]
     before = fleet.fingerprint()
@@ -413,7 +462,7 @@ def test_no_route_leaks_or_touches_what_is_another_tenants(
         attack = ROUTES[route]
         if attack.kind is not None:
             for sent in every:
-                fleet.attack(route, {404}, sent=sent, part="path")
+                fleet.attack(route, attack.path, sent=sent, part="path")
         else:
             fleet.attack(route, None, part="nothing")
         for name in named(operation, "query"):
@@ -436,20 +485,23 @@ def test_no_route_leaks_or_touches_what_is_another_tenants(
 
 def test_what_is_anothers_and_what_is_not_there_look_alike(fleet: Fleet) -> None:
     def shown(route: str, part: str, sent: str) -> tuple[int, str, dict[str, str]]:
-        answer = fleet.call(route, B, sent, part)
+        who = B_MEASURES if ROUTES[route].scope is Scope.BENCHMARK else B
+        answer = fleet.call(route, who, sent, part)
         headers = {k: v for k, v in answer.headers.items() if k not in ("content-length", "x-request-id")}
         return answer.status_code, answer.text.replace(sent, "ID"), headers
 
+    numbers = {kind: fleet.ids(kind) for kind in KINDS} | {"benchmark": fleet.ids("job")}
+    kinds = {"input_file_id": "file", "a": "benchmark"}
     compared = 0
     for route, attack in ROUTES.items():
-        parts = [("path", attack.kind)] if attack.kind in KINDS else []
+        parts = [("path", attack.kind)] if attack.kind in numbers else []
         parts += [(f"query.{name}", name) for name, allowed in attack.query.items() if 404 in allowed]
-        parts += [(f"body.{name}", "file") for name in attack.fields]
+        parts += [(f"body.{name}", kinds[name]) for name in attack.fields if name in kinds]
         for part, kind in parts:
             assert kind is not None
             never = shown(route, part, public(kind, NEVER))
             assert never[0] == 404
-            for number in fleet.ids(kind):
+            for number in numbers[kind]:
                 assert shown(route, part, public(kind, number)) == never, (route, part, kind)
                 compared += 1
     assert compared > 50
@@ -476,7 +528,9 @@ def test_the_owner_does_see_and_change_all_of_that(fleet: Fleet) -> None:
 @pytest.mark.parametrize("same", [True, False], ids=["the same request", "another request"])
 def test_anothers_idempotency_key_is_a_key_like_any_other(fleet: Fleet, same: bool) -> None:
     asked: list[tuple[str, dict[str, Any]]] = [
-        (r, {}) for r, attack in ROUTES.items() if attack.body is not None and r not in MAKES_NOTHING
+        (r, {})
+        for r, attack in ROUTES.items()
+        if attack.body is not None and r not in MAKES_NOTHING and attack.scope is not Scope.BENCHMARK
     ]
     asked += [("POST /v1/jobs", {"json": [{"prompt": "mine"}]})]
     asked += [("POST /v1/chat/completions", {"json": {"model": "auto", "messages": _MESSAGES, "stream": True}})]

@@ -82,6 +82,31 @@ def test_jobs_finish_while_the_index_of_timings_is_made(store: Store, tenant: in
     assert is_valid(store) == [(True,)]
 
 
+def test_answers_are_scored_while_the_index_of_outcomes_is_made(store: Store, database_url: str) -> None:
+    score = "INSERT INTO outcome (job_id, source, score) VALUES (%s, 'user', 1)"
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND wait_event_type = 'Lock'"
+    command.downgrade(_config(database_url), "0007")
+    with ThreadPoolExecutor(1) as pool:
+        with store.transaction() as long:
+            long.execute(score, [1])
+            migrating = pool.submit(migrate, database_url)
+            eventually(lambda: store.fetch(waiting), what="the index's wait for the long transaction")
+            with store.transaction() as other:
+                other.execute("SET LOCAL lock_timeout = '5s'")
+                other.execute(score, [2])
+        migrating.result(30)
+    test_migrations_equal_models(store)
+
+
+def test_indexes_by_time_are_summed_up_as_they_fill(store: Store) -> None:
+    """Until they are, whoever asks for the last minutes reads all rows since the last vacuum."""
+    found = store.fetch(
+        "SELECT relname FROM pg_class JOIN pg_am ON pg_am.oid = relam WHERE amname = 'brin' "
+        "AND NOT coalesce(reloptions @> ARRAY['autosummarize=on'], false)"
+    )
+    assert found == []
+
+
 def test_an_index_that_was_left_half_made_is_made_again(store: Store, database_url: str) -> None:
     command.downgrade(_config(database_url), "0002")
     with store.transaction() as connection:

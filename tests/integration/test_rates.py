@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +51,8 @@ def test_what_is_left_is_said(rates: Rates) -> None:
     assert headers["x-ratelimit-remaining-requests"] == "9"
     assert headers["x-ratelimit-limit-tokens"] == "1000"
     assert headers["x-ratelimit-remaining-tokens"] == "900"
-    assert {headers[f"x-ratelimit-reset-{n}"][:2] for n in ("requests", "tokens")} == {"1m"}
+    # Each is read from the window a moment after it began: less than a minute is left where the machine is busy.
+    assert all(re.match(r"1m|[45]\d", headers[f"x-ratelimit-reset-{n}"]) for n in ("requests", "tokens"))
     assert len(headers) == 6
     assert rates.admit(holder(10, 1000), requests=1, tokens=0)["x-ratelimit-remaining-tokens"] == "900"
 

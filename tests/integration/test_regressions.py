@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,15 +27,6 @@ from workers.feed import Feeder
 from workers.infer import Inference
 from workers.rescue import Rescuer, sweep
 from workers.yard import Yard
-
-
-@pytest.fixture
-def yard(settings: Settings) -> Iterator[Yard]:
-    yard = Yard("test", settings, consume=[], deployment="short")
-    yield yard
-    yard.store.close()
-    yard.redis.close()
-    yard.app.close()
 
 
 @pytest.fixture

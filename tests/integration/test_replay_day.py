@@ -258,12 +258,12 @@ def test_a_policy_that_does_not_stick_and_a_prompt_that_the_model_never_read(day
 
 # At size
 
-OLD, NEW = 30_000, 50_000
+OLD, NEW = 30_000, 10_000
 _GENERATE = """
 WITH made AS (
     SELECT n AS id, CASE WHEN n <= %(old)s THEN now() - interval '30 days' + n * interval '20 seconds'
-                    ELSE now() - interval '23 hours' + (n - %(old)s) * interval '1.6 seconds' END AS at
-    FROM generate_series(1, %(old)s + %(new)s) n
+                    ELSE now() - interval '23 hours' + (n - %(old)s) * interval '8 seconds' END AS at
+    FROM generate_series(1, %(old)s::int + %(new)s) n
 ), decided AS (
     INSERT INTO decision (job_id, fence, snapshot_id, decided_at, deployment, reason, features)
     SELECT id, 0, %(first)s + (id / 64) %% %(snapshots)s, at, 'cheap', 'short and plain', %(features)s::jsonb FROM made
@@ -282,7 +282,7 @@ SELECT id, %(tenant)s, id, 1, 1, 'batch', 'succeeded', 'cheap', at, at, at FROM 
 
 @pytest.fixture
 def month(day: Day, store: Store, database_url: str) -> Day:
-    """A day of 50,000 jobs, behind a month of others."""
+    """A day of 10,000 jobs, behind a month of others."""
     with store.transaction() as connection:
         ids = [jobs.save_snapshot(connection, day.snapshot().to_json()) for _ in range(40)]
         size = {"old": OLD, "new": NEW, "tenant": day.tenant, "first": ids[0], "snapshots": len(ids)}
@@ -297,8 +297,7 @@ def plan_of(store: Store, statement: str, parameters: dict[str, Any]) -> str:
     return "\n".join(row[0] for row in store.fetch(f"EXPLAIN {statement}", parameters))
 
 
-@pytest.mark.timeout(400)  # it decides 105,000 times; 8 s where nobody else works
-def test_fifty_thousand_jobs_in_few_statements_and_little_memory(month: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_jobs_in_few_statements_and_little_memory(month: Day, monkeypatch: pytest.MonkeyPatch) -> None:
     since, until = routes.window(month.store, timedelta(hours=24))
     with make.statements(monkeypatch) as seen:
         report = replay(month.store, catalog_of(price="1000"), since, until)
@@ -333,7 +332,7 @@ def test_its_statements_go_by_indexes(month: Day) -> None:
 def test_a_chunk_ends_wherever_it_must(month: Day) -> None:
     """Also in the middle of one moment: nothing is read twice, and nothing left out."""
     moment = datetime.now(tz=UTC) - timedelta(hours=5)
-    wanted = {"at": moment, "from": OLD + 10_000, "to": OLD + 11_500}
+    wanted = {"at": moment, "from": OLD + 2000, "to": OLD + 3500}
     statement = "UPDATE decision SET decided_at = %(at)s WHERE job_id > %(from)s AND job_id <= %(to)s RETURNING job_id"
     assert len(month.store.fetch(statement, wanted)) == 1500
     since, until = moment - timedelta(minutes=20), moment + timedelta(minutes=20)

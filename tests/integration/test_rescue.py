@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tests.conftest import CATALOGS
 from tieryard.ids import from_runs, to_runs
 from tieryard.metrics import Gauge
 from tieryard.queues import Parcel, model_queue, parcels_to_infer, replica_queue
-from tieryard.settings import Settings
 from tieryard.store import Store, workers
 from tieryard.store.reads import get_story
 from workers.classify import Classifier
@@ -51,13 +49,9 @@ def catalog_path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def yard(settings: Settings) -> Iterator[Yard]:
-    yard = Yard("test", settings, consume=[])
+def yard(yard: Yard) -> Yard:
     yard.redis.set(EPOCH, "known")
-    yield yard
-    yard.store.close()
-    yard.redis.close()
-    yard.app.close()
+    return yard
 
 
 @pytest.fixture

@@ -82,15 +82,6 @@ def client(settings: Settings, live: None) -> Iterator[TestClient]:
         yield client
 
 
-@pytest.fixture
-def yard(settings: Settings) -> Iterator[Yard]:
-    yard = Yard("test", settings, consume=[])
-    yield yard
-    yard.store.close()
-    yard.redis.close()
-    yard.app.close()
-
-
 def ask(client: TestClient, who: dict[str, str] = KEY, **job: Any) -> dict[str, Any]:
     answer = client.post("/v1/route", json={"prompt": "Say hi.", **job}, headers=who)
     assert answer.status_code == 200, answer.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from tests.integration.test_cli import Run, run, url  # noqa: F401  # fixtures
 from tieryard.catalog import Catalog
 from tieryard.ids import public
 from tieryard.job import State
-from tieryard.metrics import Metrics, Observed
+from tieryard.metrics import Metrics
+from tieryard.profiles import Observed
 from tieryard.routing import Profile, Rules
 from tieryard.settings import Settings
 from tieryard.store import Store, jobs, keys, outcomes
@@ -29,7 +31,7 @@ def answered(store: Store, tenant: int, *, hardness: float | None = None, state:
     """A final job, that was decided with this word of the learned model."""
     [job] = make.save_jobs(store, tenant)
     with store.transaction() as connection:
-        body = make.snapshot(RATED, rules=Rules(classifier="learned")).to_json()
+        body = replace(make.snapshot(RATED, rules=Rules(classifier="learned")), quality_model="a1b2").to_json()
         decision = Routed(job, 0, "one", "chat", "plain", make.features(hardness=hardness))
         jobs.save_decisions(connection, [decision], snapshot_id=jobs.save_snapshot(connection, body), patience_s=8)
     [claimed] = make.claim(store, [job], make.worker(store))
@@ -67,8 +69,8 @@ def test_a_score_is_kept_with_what_was_expected_and_moves_the_live_quality(
     assert (kept["job"], kept["score"], kept["source"]) == (public("job", job), 0.8, "caller")
     assert (kept["deployment"], kept["category"]) == ("one", "chat")
     assert kept["predicted"] == pytest.approx(0.2689, abs=1e-4)
-    assert store.fetch("SELECT score, predicted, rules_predicted FROM outcome") == [
-        (pytest.approx(0.8), pytest.approx(0.2689, abs=1e-4), 0.5)
+    assert store.fetch("SELECT score, predicted, rules_predicted, quality_model FROM outcome") == [
+        (pytest.approx(0.8), pytest.approx(0.2689, abs=1e-4), 0.5, "a1b2")
     ]
     with redis.Redis.from_url(redis_url) as connected:
         profile = {k.decode(): v.decode() for k, v in connected.hgetall("metrics:one:chat").items()}
@@ -82,12 +84,35 @@ def test_a_later_score_of_the_same_source_replaces_and_a_job_counts_once(
     job = answered(store, tenant)
     for body in ({"score": 1}, {"score": 1}, {"score": 0.25}, {"score": 0, "source": "unit-tests"}):
         assert send(job, **body).status_code == 200
-    assert store.fetch("SELECT source, score, predicted FROM outcome ORDER BY source") == [
-        ("caller", 0.25, None),
-        ("unit-tests", 0.0, None),
+    assert store.fetch("SELECT source, score, predicted, quality_model FROM outcome ORDER BY source") == [
+        ("caller", 0.25, None, None),
+        ("unit-tests", 0.0, None, None),
     ]
     with redis.Redis.from_url(redis_url) as connected:
         assert connected.hmget("metrics:one:chat", "quality_score", "quality_samples") == [b"1", b"1"]
+
+
+def test_scores_are_read_back_with_who_gave_them_and_what_was_predicted(
+    store: Store,
+    tenant: int,
+    send: Send,
+    client: TestClient,
+    run: Run,  # noqa: F811
+    url: str,  # noqa: F811
+) -> None:
+    job = answered(store, tenant, hardness=1.0)
+    path = f"/v1/jobs/{public('job', job)}/story"
+    assert client.get(path).json()["outcomes"] == []
+    assert "scores" not in run("jobs", "show", public("job", job), "--url", url).out
+    kept = [send(job, score=0.8).json(), send(job, score=0, source="unit-tests").json()]
+    found = client.get(path).json()["outcomes"]
+    assert [outcome.pop("predicted") for outcome in found] == [pytest.approx(o.pop("predicted")) for o in kept]
+    assert found == kept
+    shown = run("jobs", "show", public("job", job), "--url", url).out.partition("scores ─")[2].splitlines()
+    at = [outcome["scored_at"][:19].replace("T", " ") for outcome in found]
+    rows = [line.split() for line in shown[-2:]]
+    assert rows[0] == ["caller", "0.80", "0.27", "one", *at[0].split(), "UTC"]
+    assert rows[1] == ["unit-tests", "0.00", "0.27", "one", *at[1].split(), "UTC"]
 
 
 def test_only_its_owner_scores_a_job_and_only_one_that_has_an_answer(
@@ -181,18 +206,19 @@ def test_a_score_of_what_another_software_decided_is_kept(store: Store, tenant: 
     assert (kept.status_code, kept.json()["predicted"]) == (200, None)
 
 
-def test_quality_and_times_have_ages_of_their_own(
-    metrics: Metrics, catalog: Catalog, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 1_000_000.0
-    monkeypatch.setattr("tieryard.metrics.time.time", lambda: now)
+def test_quality_and_times_have_ages_of_their_own(metrics: Metrics, catalog: Catalog, redis_url: str) -> None:
+    def a_day_passes() -> None:
+        with redis.Redis.from_url(redis_url) as client:
+            for name in ("timestamp", "quality_timestamp"):
+                client.hincrbyfloat("metrics:short:chat", name, -90_000)
+
     metrics.observe("short", "chat", Observed(n=30, error_rate=0.0, ttft_ms=10.0))
-    now += 90_000
+    a_day_passes()
     metrics.observe("short", "chat", Observed(n=1, quality_score=1.0))
     profile = metrics.read(catalog).profiles["short"]["chat"]
     assert (profile.stale, profile.quality_stale) == (True, False)
     assert (profile.samples, profile.quality_samples) == (30, 1)
-    now += 90_000
+    a_day_passes()
     metrics.observe("short", "chat", Observed(n=1, error_rate=0.0, ttft_ms=10.0))
     profile = metrics.read(catalog).profiles["short"]["chat"]
     assert (profile.stale, profile.quality_stale) == (False, True)
@@ -210,23 +236,33 @@ def test_the_first_scores_weigh_alike_and_later_ones_decay(metrics: Metrics, cat
 
 
 MANY = """
-INSERT INTO outcome (job_id, source, score, predicted, rules_predicted, scored_at, deployment, category)
-SELECT n, 'caller', 1, CASE WHEN n % 2 = 0 THEN 0.5 END, 0.5, now() - n * interval '1 s', 'one', 'chat'
+INSERT INTO outcome (job_id, source, score, predicted, rules_predicted, quality_model, scored_at, deployment, category)
+SELECT n, 'caller', 1, CASE WHEN n % 2 = 0 THEN 0.5 END, 0.5, CASE WHEN n < 40000 THEN 'new' ELSE 'old' END,
+       now() - n * interval '1 s', 'one', 'chat'
 FROM generate_series(1, 50000) n;
 INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, deployment, category, deadline, finished_at)
 SELECT n, 1, n, 1, 'bulk', 'succeeded', 'one', 'chat', now(), now() FROM generate_series(1, 20000) n;
 INSERT INTO decision (job_id, fence, snapshot_id, reason, features)
 SELECT n, 0, n, 'x', '{}' FROM generate_series(1, 20000) n;
 INSERT INTO routing_snapshot (body) SELECT '{}' FROM generate_series(1, 20000) n;
-ANALYZE outcome, job, decision, routing_snapshot;
+INSERT INTO step_back (quality_model, why, until) SELECT 'old', 'x', now() FROM generate_series(1, 1000) n;
+ANALYZE outcome, job, decision, routing_snapshot, step_back;
 """
 
 
 def test_the_statements_read_by_key_and_by_time(store: Store) -> None:
     with store.transaction() as connection:
         connection.execute(MANY.encode())
-    wanted = {"after": store.fetch("SELECT now() - interval '1 year'")[0][0], "most": 2000, "id": 7, "tenant": 1}
-    latest = "\n".join(row[0] for row in store.fetch("EXPLAIN " + outcomes._LATEST, wanted))
-    assert "outcome_predicted" in latest, latest
-    one = "\n".join(row[0] for row in store.fetch("EXPLAIN " + outcomes._ANSWERED, wanted))
-    assert "Seq Scan" not in one, one
+    year = store.fetch("SELECT now() - interval '1 year'")[0][0]
+    wanted: dict[str, Any] = {"after": year, "most": 2000, "id": 7, "tenant": 1}
+
+    def plan(statement: str, quality_model: str = "old") -> str:
+        known = wanted | {"quality_model": quality_model}
+        return "\n".join(row[0] for row in store.fetch("EXPLAIN " + statement, known))
+
+    for model in ("new", "old", "never seen"):
+        latest = plan(outcomes._LATEST, model)
+        assert "outcome_by_model" in latest, latest
+        assert "Index Cond: ((quality_model = " in latest, latest
+    for statement in (outcomes._ANSWERED, outcomes._IN_FORCE, outcomes._LAST):
+        assert "Seq Scan" not in plan(statement), plan(statement)

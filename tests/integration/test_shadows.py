@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from tests import factories as make
 from tests.conftest import CATALOGS
+from tests.integration.conftest import OpenYard
 from tests.integration.inference import inference
 from tests.integration.test_cli import Run, run  # noqa: F401  # a fixture
 from tieryard.errors import NotFoundError, StoreError, UserError
@@ -57,42 +58,32 @@ SHADOWS = """  shadows:
 """
 
 
-def yard_of(settings: Settings, tmp_path: Path, share: str | None) -> Yard:
-    path = tmp_path / f"shadows-{share}.yaml"
-    text = (CATALOGS / "instant.yaml").read_text() + TRIAL
-    path.write_text(text + (SHADOWS.replace("SHARE", share) if share is not None else ""))
-    yard = Yard("classify", settings.model_copy(update={"catalog": path}), consume=[])
-    for name in yard.catalog.deployments:
-        yard.metrics.publish_gauge(name, 1, Gauge(capacity=200, in_flight=0, backlog=0))
-    return yard
-
-
 @pytest.fixture(autouse=True)
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tieryard.metrics._FRESH_S", 3600.0)
 
 
 @pytest.fixture
-def open_yard(settings: Settings, store: Store, tmp_path: Path) -> Iterator[Callable[[str | None], Yard]]:
+def copying(open_yard: OpenYard, settings: Settings, store: Store, tmp_path: Path) -> Callable[[str | None], Yard]:
     """A classifier's footing, by the share that is copied; None has no shadows."""
-    opened: list[Yard] = []
 
-    def open_(share: str | None = "1") -> Yard:
+    def open_(share: str | None) -> Yard:
         store.fetch("DELETE FROM catalog_version RETURNING id")  # each begins with a catalog of its own
-        opened.append(yard_of(settings, tmp_path, share))
-        return opened[-1]
+        path = tmp_path / f"shadows-{share}.yaml"
+        text = (CATALOGS / "instant.yaml").read_text() + TRIAL
+        path.write_text(text + (SHADOWS.replace("SHARE", share) if share is not None else ""))
+        yard = open_yard(settings=settings.model_copy(update={"catalog": path}))
+        for name in yard.catalog.deployments:
+            yard.metrics.publish_gauge(name, 1, Gauge(capacity=200, in_flight=0, backlog=0))
+        return yard
 
-    yield open_
-    for yard in opened:
-        yard.store.close()
-        yard.redis.close()
-        yard.app.close()
+    return open_
 
 
 @pytest.fixture
-def yard(open_yard: Callable[..., Yard]) -> Yard:
+def yard(copying: Callable[[str | None], Yard]) -> Yard:
     """All jobs of `short` are copied."""
-    return open_yard("1")
+    return copying("1")
 
 
 @pytest.fixture
@@ -140,9 +131,9 @@ def test_a_copy_is_saved_with_the_decision_and_waits_behind_everybody(
 
 
 def test_jobs_of_a_batch_are_copied_when_they_are_routed_by_their_own_chance(
-    open_yard: Callable[..., Yard], store: Store, tenant: int
+    copying: Callable[[str | None], Yard], store: Store, tenant: int
 ) -> None:
-    yard = open_yard("0.25")
+    yard = copying("0.25")
     ids = make.released_batch(store, tenant, 192)
     classify(yard, ids, "bulk")
     copied = {of for of, _ in copies(store).values()}
@@ -151,10 +142,10 @@ def test_jobs_of_a_batch_are_copied_when_they_are_routed_by_their_own_chance(
 
 
 def test_one_statement_a_parcel_and_none_where_nothing_is_copied(
-    open_yard: Callable[..., Yard], store: Store, tenant: int, monkeypatch: pytest.MonkeyPatch
+    copying: Callable[[str | None], Yard], store: Store, tenant: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def statements(share: str | None, tier: str = "batch") -> list[str]:
-        yard = open_yard(share)
+        yard = copying(share)
         monkeypatch.setattr(yard.publisher, "publish", lambda parcels: None)
         classifier = Classifier(yard, yard.admission())
         yard.store.next_id()  # a block of ids lasts for 64 copies
@@ -322,8 +313,7 @@ def test_pairs_are_compared_when_both_are_finished(
     assert "no job was copied in the last 24h" in run("route", "shadow").out
 
 
-def test_a_copy_runs_where_it_was_sent(settings: Settings, tmp_path: Path, tenant: int) -> None:
-    yard = yard_of(settings, tmp_path, "1")
+def test_a_copy_runs_where_it_was_sent(yard: Yard, tenant: int) -> None:
     with inference(yard.settings, tenant, deployment="trial") as bench:
         [original] = bench.bring("Say hi.", offer=False)
         [copy] = copies(yard.store)
@@ -331,9 +321,6 @@ def test_a_copy_runs_where_it_was_sent(settings: Settings, tmp_path: Path, tenan
         bench.until(copy, "succeeded")
         assert bench.row(original) == "routed"
         assert [prompt for prompt, _ in bench.engine.seen] == ["Say hi."]
-    yard.store.close()
-    yard.redis.close()
-    yard.app.close()
 
 
 MANY = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,18 +10,16 @@ import pytest
 from celery.contrib.testing.worker import start_worker
 
 from tests.conftest import eventually
+from tests.integration.conftest import OpenYard
 from tieryard.queues import Parcel, declare, replica_queue
-from tieryard.settings import Settings
 from workers.yard import Yard, gate_of
 
 QUEUE = "model.short"
 
 
 @pytest.fixture
-def yard(settings: Settings) -> Iterator[Yard]:
-    yard = Yard("infer", settings, consume=[QUEUE], deployment="short")
-    yield yard
-    yard.store.close()
+def yard(open_yard: OpenYard) -> Yard:
+    return open_yard("infer", consume=[QUEUE], deployment="short")
 
 
 def parcel(n: int) -> Parcel:

@@ -37,6 +37,7 @@ COMMANDS = {
     "expand": ["python", "-m", "workers", "expand"],
     "classify": ["python", "-m", "workers", "classify"],
     "callback": ["python", "-m", "workers", "callback"],
+    "benchmark": ["python", "-m", "workers", "benchmark"],
     "beat": ["python", "-m", "workers", "beat"],
 } | {f"infer-{name}": ["python", "-m", "workers", "infer", name] for name in CATALOG.deployments}
 

@@ -14,11 +14,12 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from api.app import create_app
+from api.prometheus import Scrape
 from tieryard import catalog, errors
 from tieryard.catalog import parse_catalog
 from tieryard.catalog.base import Strict
 from tieryard.cli.main import cli
-from tieryard.metrics import Gauge
+from tieryard.metrics import Gauge, Live
 from tieryard.requests import JobCreate
 from tieryard.routing import Profile
 from tieryard.settings import Settings
@@ -92,6 +93,16 @@ def test_the_figures() -> None:
     text = page("reference/metrics.md")
     assert rows(section(text, "Profiles")).keys() == {f.name for f in fields(Profile)}
     assert rows(section(text, "Gauges")).keys() == {f.name for f in fields(Gauge)}
+
+
+def test_what_prometheus_is_shown() -> None:
+    [example] = re.findall(r"```yaml\n(.*?)```", page("reference/catalog.md"), re.DOTALL)
+    shown = {f.name for f in Scrape(parse_catalog(example), Live({}, {}, {}), stepped_back=False).collect()}
+    assert rows(section(page("reference/metrics.md"), "For Prometheus")).keys() == shown
+    for name in ("how-to/production.md", "how-to/measure-models.md"):
+        named = set(re.findall(r"\btieryard_(?:deployment|breaker|profile|benchmark|router)_\w+", page(name)))
+        assert named, name
+        assert named <= shown
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tests import factories as make
 from tieryard.routing import Profile
 from tieryard.store.batches import OpenBatch
 from workers import feed
-from workers.feed import Rate, finished_since, floors, needed_tps, room_for, share_out, usual_length
+from workers.feed import Rate, finished_since, floors, grants, needed_tps, room_for, share_out, usual_length
 
 room = st.integers(min_value=-10, max_value=6000)
 
@@ -161,3 +161,31 @@ def test_the_usual_length_weighs_what_is_seen_often_and_says_nothing_of_nothing(
     assert usual_length({"one": {"chat": often}, "two": {"code": once}}) == pytest.approx((144 * 20 + 3000) / 145)
     assert usual_length({"one": {"chat": Profile(5, 1.0)}}) is None
     assert usual_length({}) is None
+
+
+@given(open_batches(), open_batches(), st.integers(min_value=512, max_value=6000))
+def test_what_is_behind_takes_no_room_from_others(ours: list[OpenBatch], system: list[OpenBatch], window: int) -> None:
+    behind = [replace(b, id=b.id + 100, tenant_id=9, behind=True) for b in system]
+    granted = grants([*ours, *behind], window)
+    assert {n: granted[n] for n in granted if n < 100} == grants(ours, window)
+    released = sum(b.outstanding for b in [*ours, *behind]) + sum(granted.values())
+    more = {b.id: granted.get(b.id, 0) for b in behind}
+    assert not any(more.values()) or released <= window
+    assert all(n == 0 or b.outstanding + n <= 64 for b, n in zip(behind, more.values(), strict=True))
+
+
+def test_what_is_behind_is_released_a_little_at_a_time_where_nobody_waits() -> None:
+    golden = make.open_batch(1, tenant_id=9, behind=True)
+    assert grants([golden], 512) == {1: 64}
+    assert grants([golden.released_further(64)], 512) == {}
+    assert grants([golden.released_further(64), make.open_batch(2)], 512) == {2: 512}
+    assert grants([golden, make.open_batch(2, released_to=512, outstanding=512)], 512) == {}
+
+
+def test_nobody_pays_more_for_what_is_behind() -> None:
+    golden = make.open_batch(behind=True)
+    assert needed_tps([golden], 100.0, make.soon(0)) == 0.0
+    ours = make.open_batch()
+    assert needed_tps([ours, golden], 100.0, make.soon(0)) == pytest.approx(
+        needed_tps([ours], 100.0, make.soon(0)), 0.01
+    )

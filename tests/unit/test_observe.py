@@ -12,8 +12,9 @@ import pytest
 from tests.conftest import CATALOGS
 from tieryard.catalog import load_catalog
 from tieryard.job import State
-from tieryard.metrics import Gauge, Metrics, Observed
+from tieryard.metrics import Gauge, Metrics
 from tieryard.observe import Observer
+from tieryard.profiles import Observed
 from tieryard.store.finish import Ending
 from tieryard.store.jobs import Claimed
 from workers.standing import Standing

@@ -74,7 +74,7 @@ def test_calls_of_tools_can_be_sent_back_too() -> None:
         ("audio", {"voice": "alloy"}, "is not served here"),
         ("prediction", {"type": "content"}, "is not served here"),
         ("web_search_options", {}, "is not served here"),
-        ("modalities", ["text", "audio"], "input should be 'text'"),
+        ("modalities", ["text", "audio"], "expected 'text', not 'audio'"),
         ("unheard_of", None, "no such field"),
     ],
 )
@@ -111,11 +111,11 @@ def test_a_part_that_is_not_text_is_refused_by_its_number(kind: str) -> None:
 @pytest.mark.parametrize(
     ("content", "param", "says"),
     [
-        (5, "content", "input should be a valid string"),
+        (5, "content", "expected text, not 5"),
         ([{"type": "video"}], "content.0", "expected a part whose type is 'text' or 'refusal'"),
         (["text"], "content.0", "expected a part"),
         ([{"type": ["text"]}], "content.0", "expected a part"),
-        ([TEXT, {"type": "text"}], "content.1.text", "field required"),
+        ([TEXT, {"type": "text"}], "content.1.text", "is required"),
         ([{**TEXT, "image_url": "x"}], "content.0.image_url", "no such field"),
     ],
 )

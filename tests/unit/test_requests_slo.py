@@ -59,12 +59,12 @@ FAULTS = [
     ({"slo": {"min_quality": "high"}}, "slo.min_quality", "a number from 0 to 1, or `{share, of}`"),
     ({"slo": {"min_quality": True}}, "slo.min_quality", "a number from 0 to 1"),
     ({"slo": {"min_quality": {"share": 2, "of": "x"}}}, "slo.min_quality.share", "less than or equal to 1"),
-    ({"slo": {"min_quality": {"share": 0.5}}}, "slo.min_quality.of", "field required"),
+    ({"slo": {"min_quality": {"share": 0.5}}}, "slo.min_quality.of", "is required"),
     ({"slo": {"max_ttft": 5}}, "slo.max_ttft", "no such field"),
     ({"slo": {"max_latency_ms": 0}}, "slo.max_latency_ms", "greater than 0"),
     ({"slo": {"max_cost_per_1k": -1}}, "slo.max_cost_per_1k", "greater than or equal to 0"),
     ({"max_cost_usd": -1}, "max_cost_usd", "greater than or equal to 0"),
-    ({"max_cost_usd": True}, "max_cost_usd", "decimal"),
+    ({"max_cost_usd": True}, "max_cost_usd", "expected a number, not true"),
     ({"max_cost_usd": "NaN"}, "max_cost_usd", "finite"),
 ]
 

@@ -9,7 +9,7 @@ import redis
 
 from tests.conftest import CATALOGS
 from tieryard.catalog import Catalog, load_catalog
-from tieryard.hardness import load_hardness
+from tieryard.hardness import Loaded, load_hardness
 from tieryard.metrics import Live, Metrics
 from tieryard.snapshots import Snapshots
 from tieryard.telemetry import logger
@@ -49,10 +49,10 @@ def test_a_process_that_cannot_read_the_model_says_so_in_its_decisions() -> None
         def read(self, _: Catalog) -> Live:
             return Live({}, {}, {})
 
-    known = Snapshots(cast("Metrics", Metering()), lost, logger(), fault=fault)
+    known = Snapshots(cast("Metrics", Metering()), lost, logger(), learned=load_hardness(lost))
     assert known.newest().rules.step_back == fault
     assert known.last.rules.classifier == "rules"
-    known.take_over(catalog)
+    known.take_over(catalog, learned=load_hardness(catalog))
     assert (known.last.rules.step_back, known.last.rules.classifier) == ("", "learned")
 
 
@@ -63,7 +63,21 @@ def test_without_redis_a_model_that_cannot_be_read_is_said_all_the_same() -> Non
         def read(self, _: Catalog) -> Live:
             raise redis.ConnectionError("away")
 
-    known = Snapshots(cast("Metrics", Away()), catalog, logger(), fault="it is gone")
+    known = Snapshots(cast("Metrics", Away()), catalog, logger(), learned=Loaded(fault="it is gone"))
     assert (known.newest().rules.step_back, known.last.rules.classifier) == ("it is gone", "rules")
-    known.take_over(catalog, fault="so is this one")
+    known.take_over(catalog, learned=Loaded(fault="so is this one"))
     assert known.last.rules.step_back == "so is this one"
+
+
+def test_a_step_back_holds_for_the_model_that_it_is_from_and_snapshots_name_theirs() -> None:
+    catalog = load_catalog(CATALOGS / "instant.yaml")
+
+    class Metering:
+        def read(self, _: Catalog) -> Live:
+            return Live({}, {}, {}, step_back={"old": "outcomes contradict it"})
+
+    known = Snapshots(cast("Metrics", Metering()), catalog, logger(), learned=Loaded(quality_model="old"))
+    assert (known.newest().quality_model, known.last.rules.step_back) == ("old", "outcomes contradict it")
+    known.take_over(catalog, learned=Loaded(quality_model="new"))
+    assert (known.last.quality_model, known.last.rules.step_back) == ("new", "")
+    assert len(load_hardness(catalog).quality_model) == 12

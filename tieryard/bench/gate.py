@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri
 
+from tieryard.bench import PASS_MARK as PASS_MARK
 from tieryard.bench.stats import (
     Floats,
     Interval,
@@ -36,7 +37,6 @@ from tieryard.bench.stats import (
 )
 from tieryard.errors import UserError
 
-PASS_MARK = 0.7  # a score from which on an answer passes
 FEWEST = 30  # below so many items, nothing is concluded from scores
 
 
@@ -318,7 +318,7 @@ def _drops(of: CategoryVerdict) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * max(share, 0.0):.1f}".removesuffix(".0")
+    return f"{100 * max(share, 0.0) + 0.0:.1f}".removesuffix(".0")  # a negative zero would be written as one
 
 
 def _span(of: Interval) -> str:

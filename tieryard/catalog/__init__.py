@@ -3,6 +3,7 @@
 It is declarative and validated whole: a bad file is refused with the line, the field and what was expected.
 """
 
+from tieryard.catalog.benchmarks import Benchmarks, BenchmarkSchedule, Gate, Judge, Limits, Sample, SampleItem
 from tieryard.catalog.deployments import Deployment, Price, SizeClass, served_model
 from tieryard.catalog.engines import (
     FLEET_ENV,
@@ -28,19 +29,26 @@ __all__ = [
     "OWN_SERVERS",
     "REALTIME",
     "AttachedEngine",
+    "BenchmarkSchedule",
+    "Benchmarks",
     "Breaker",
     "Catalog",
     "Check",
     "Deployment",
     "EngineSpec",
     "Exploration",
+    "Gate",
     "InstantEngine",
+    "Judge",
+    "Limits",
     "LlamaCppEngine",
     "LoraEngine",
     "Policy",
     "Price",
     "RateLimits",
     "Routing",
+    "Sample",
+    "SampleItem",
     "Shadow",
     "SizeClass",
     "Tier",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from enum import StrEnum
 from typing import Literal, Self
 
+import orjson
 from pydantic import Field, model_validator
 
-from tieryard.catalog.base import Strict, misfit
+from tieryard.catalog.base import DeploymentName, Strict, misfit
 from tieryard.catalog.engines import AttachedEngine, EngineSpec, LoraEngine, VllmEngine
 from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Usd
 
@@ -57,7 +59,14 @@ class Deployment(Strict):
     gpus: int | None = Field(default=None, ge=1, description="A replica's.")
     region: str | None = Field(default=None, min_length=1, description="Where it runs, for policies.")
     auto: bool | None = Field(
-        default=None, description="Whether `auto` and classes may choose it. Default: yes, and no for LoRA adapters."
+        default=None,
+        description="Whether `auto` and classes may choose it. Default: yes; no for LoRA adapters and candidates.",
+    )
+    candidate_of: DeploymentName | None = Field(
+        default=None, description="The deployment that it may take the place of, where it is promoted."
+    )
+    rent_usd_per_hour: Usd | None = Field(
+        default=None, description="A replica's, whether it works or not. Its cost per token is then measured."
     )
 
     @property
@@ -67,8 +76,17 @@ class Deployment(Strict):
 
     @property
     def named_only(self) -> bool:
-        """Whether only jobs that name it may go there: what an adapter was tuned for, `auto` cannot know."""
-        return isinstance(self.engine, LoraEngine) if self.auto is None else not self.auto
+        """Whether only jobs that name it may go there: what an adapter was tuned for, `auto` cannot know, and how good
+        a candidate is, nobody."""
+        own = isinstance(self.engine, LoraEngine) or self.candidate_of is not None
+        return own if self.auto is None else not self.auto
+
+    @property
+    def build(self) -> str:
+        """All that decides what it answers: model and revision, and a digest of quantization, engine and template."""
+        engine = self.engine.model_dump(mode="json", exclude={"url", "key_env", "limits", "unchecked", "start_within"})
+        parts = orjson.dumps([engine, self.quantization, self.tokenizer], option=orjson.OPT_SORT_KEYS)
+        return f"{self.pinned}#{hashlib.sha256(parts).hexdigest()[:12]}"
 
     @property
     def endpoints(self) -> frozenset[str]:
@@ -81,6 +99,12 @@ class Deployment(Strict):
             raise misfit(
                 f"'{self.revision}' moves: name a commit, tag or version, or set allow_floating: true", "revision"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _candidate_waits(self) -> Self:
+        if self.candidate_of is not None and self.auto:
+            raise misfit("a candidate takes jobs where it is promoted, and nowhere else: leave this out", "auto")
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tieryard.catalog.whole import Catalog
+from tieryard.complaints import complaint
 from tieryard.errors import CatalogError
 
 Location = tuple[int | str, ...]
@@ -49,7 +50,7 @@ def parse_catalog(text: str, *, name: str = "tieryard.yaml") -> Catalog:
         return Catalog.model_validate(tree)
     except ValidationError as error:
         faults = [
-            _fault(tree, (*e["loc"], *e.get("ctx", {}).get("at", ())), e["msg"], e["type"])
+            _fault(tree, (*e["loc"], *e.get("ctx", {}).get("at", ())), complaint(e), e["type"])
             for e in error.errors(include_url=False)
         ]
     rows = [f"{name}:{line}: {field}: {message}" for line, field, message in sorted(faults)]
@@ -80,17 +81,12 @@ def _fault(tree: Any, loc: Location, message: str, kind: str) -> tuple[int, str,
         elif kind != "missing" or part in _UNION_MEMBERS:
             continue  # the name of a union's member, which the file does not have
         field.append(str(part))
-    if kind == "missing":
-        message = "is required"
-    elif kind == "extra_forbidden":
+    if kind == "extra_forbidden":
         message = _moved(field) or "is not a known field"
     elif kind == "union_tag_not_found":
         message = f"`kind` is required: {_KINDS}"
     elif kind == "union_tag_invalid":
         message = f"there is no kind '{node['kind']}': {_KINDS}"
-    else:
-        message = message.removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
     return line, ".".join(field) or "(file)", message
 
 

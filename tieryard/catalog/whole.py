@@ -11,6 +11,7 @@ import orjson
 from pydantic import Field, model_validator
 
 from tieryard.catalog.base import CategoryName, DeploymentName, Strict, TierName, misfit
+from tieryard.catalog.benchmarks import Benchmarks
 from tieryard.catalog.deployments import Deployment, served_model
 from tieryard.catalog.engines import AttachedEngine, LoraEngine, VllmEngine
 from tieryard.catalog.routing import Routing
@@ -27,6 +28,7 @@ class Catalog(Strict):
     categories: list[CategoryName] = Field(min_length=1, description="What callers may name.")
     deployments: dict[DeploymentName, Deployment] = Field(min_length=1, description="By name.")
     routing: Routing = Field(default=Routing(), description="How the router chooses; each part has a default.")
+    benchmarks: Benchmarks = Field(default=Benchmarks(), description="How the fleet measures itself.")
 
     @model_validator(mode="after")
     def _adapters_fit_their_hosts(self) -> Self:
@@ -47,6 +49,25 @@ class Catalog(Strict):
                 raise misfit("is where the jobs go anyway", "routing", "shadows", number, "to")
         return self
 
+    @model_validator(mode="after")
+    def _candidates_stand_beside_others(self) -> Self:
+        for name, deployment in self.deployments.items():
+            if (other := deployment.candidate_of) is None:
+                continue
+            at = ("deployments", name, "candidate_of")
+            if other == name:
+                raise misfit("is the candidate itself", *at)
+            if self.deployments[other].candidate_of is not None:
+                raise misfit(f"'{other}' is a candidate too: name the one that serves", *at)
+        return self
+
+    @model_validator(mode="after")
+    def _judge_writes(self) -> Self:
+        judge = self.benchmarks.judge
+        if judge is not None and self.deployments[judge.deployment].serves != "text":
+            raise misfit(f"'{judge.deployment}' serves embeddings: a judge writes", "benchmarks", "judge", "deployment")
+        return self
+
     def _named(self) -> Iterator[tuple[str, Collection[str], str, tuple[str | int, ...]]]:
         """What is spoken of by name: (kind, the names there are, the name, where it stands)."""
         routing = self.routing
@@ -65,6 +86,23 @@ class Catalog(Strict):
         for tenant, policy in routing.policies.items():
             for number, model in enumerate(policy.models or ()):
                 yield "deployment", self.deployments, model, ("routing", "policies", tenant, "models", number)
+        yield from self._named_by_benchmarks()
+
+    def _named_by_benchmarks(self) -> Iterator[tuple[str, Collection[str], str, tuple[str | int, ...]]]:
+        bench = self.benchmarks
+        for name, deployment in self.deployments.items():
+            if deployment.candidate_of is not None:
+                yield "deployment", self.deployments, deployment.candidate_of, ("deployments", name, "candidate_of")
+        for number, item in enumerate(bench.sample.items):
+            yield "category", self.categories, item.category, ("benchmarks", "sample", "items", number, "category")
+        for category in bench.gate.floors:
+            yield "category", self.categories, category, ("benchmarks", "gate", "floors", category)
+        if bench.judge is not None:
+            yield "deployment", self.deployments, bench.judge.deployment, ("benchmarks", "judge", "deployment")
+        for name, schedule in bench.schedules.items():
+            for number, deployment_name in enumerate(schedule.deployments or ()):
+                at = ("benchmarks", "schedules", name, "deployments", number)
+                yield "deployment", self.deployments, deployment_name, at
 
     def _misfit(self, name: str, adapter: Deployment, host_name: str) -> tuple[str, str]:
         """The field that keeps a LoRA adapter from being served by its host, and why; twice nothing when it fits."""

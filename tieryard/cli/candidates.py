@@ -21,6 +21,8 @@ def show_decision(console: Console, decision: dict[str, Any]) -> None:
     console.print(f"because {printable(decision['reason'])}", markup=False, highlight=False)
     if decision["fallback"]:
         console.print("an SLO fallback: none qualifies", style="yellow")
+    if canary := decision.get("canary"):
+        console.print(f"counts for the canary of {printable(canary)}", markup=False, highlight=False)
     if decision["defer_s"]:
         console.print(f"waits {decision['defer_s']:.0f} s, then is routed again", highlight=False)
     if decision["features"]:

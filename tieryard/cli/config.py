@@ -3,9 +3,9 @@ Works on the database itself."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,9 +16,10 @@ from tieryard.catalog.changes import Change, changes, needs
 from tieryard.catalog.reading import line_of, read_text
 from tieryard.catalog.schema import json_schema
 from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.printing import JsonOption, print_json, shown_time
 from tieryard.cli.tables import printable, table
 from tieryard.errors import CatalogError
-from tieryard.store import Store, catalogs
+from tieryard.store import Store, catalogs, workers
 from tieryard.store.catalogs import Version
 
 cli = typer.Typer(help="Check, compare and apply the catalog; go back to an earlier one.", no_args_is_help=True)
@@ -38,19 +39,24 @@ def check(file: FileArgument = _DEFAULT) -> None:
     rows = [(line_of(text, found.at), found.field, found.message) for found in advice(catalog)]
     for line, field, message in sorted(rows):
         typer.echo(f"{file}:{line}: {field}: {message}")
-    _warn_of_model(catalog)
+    for warning in _of_model(catalog):
+        typer.echo(f"- {warning}")
 
 
 @cli.command()
 def diff(
     file: FileArgument = _DEFAULT,
     version: Annotated[int | None, typer.Option(help="Compare with this version. Default: the one in force.")] = None,
+    as_json: JsonOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
     """Shows what a catalog would change, field by field, and what that needs."""
     wanted = load_catalog(file)
     with database(data_dir) as store:
         base = catalogs.newest(store) if version is None else catalogs.version(store, version)
+        if as_json:
+            print_json(_as_json(base, wanted, list(_warnings(store, wanted))))
+            return
         if base is None:
             typer.echo(f"no catalog is in force yet; {file} would be version 1")
         else:
@@ -80,16 +86,21 @@ def apply(
 @cli.command()
 def versions(
     limit: Annotated[int, typer.Option(min=1, help="Newest first, so many at most.")] = 20,
+    as_json: JsonOption = False,
     data_dir: DataDirOption = None,
 ) -> None:
     """Lists the catalogs that were applied, newest first: the first one is in force."""
     with database(data_dir) as store:
         found = catalogs.versions(store, limit=limit)
+    if as_json:
+        shown = ("number", "hash", "applied_at", "rolled_back_to", "note")
+        print_json([{name: getattr(v, name) for name in shown} for v in found])
+        return
     rows = [
         [
             str(v.number),
             v.hash,
-            f"{v.applied_at:%Y-%m-%d %H:%M:%S}",
+            shown_time(v.applied_at, "%Y-%m-%d %H:%M:%S"),
             str(v.rolled_back_to) if v.rolled_back_to is not None else "",
             v.note or "",
         ]
@@ -118,7 +129,7 @@ def rollback(
 @cli.command()
 def schema() -> None:
     """Prints the catalog's JSON Schema, for editors that check and complete YAML."""
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    print_json(json_schema())
 
 
 def _apply(
@@ -128,7 +139,12 @@ def _apply(
         store, text, name=wanted.hash(), tiers=wanted.tiers, note=note, rolled_back_to=rolled_back_to
     )
     number = applied.version.number
-    typer.echo(f"version {number} is in force" if applied.new else f"version {number} is this already: nothing to do")
+    if not applied.new:
+        typer.echo(f"version {number} is this already: nothing to do")
+        return
+    typer.echo(f"version {number} is in force")
+    if running := len(workers.followers(store).processes):
+        typer.echo(f"- {running} processes take it over within seconds; `tieryard deployments` says if one cannot")
 
 
 def _parsed(version: Version) -> Catalog:
@@ -168,19 +184,32 @@ def show_changes(console: Console, found: list[Change], before: str, after: str)
         console.print(f"{printable(field)}\n  {printable(was)} → {printable(will)}", markup=False, soft_wrap=True)
 
 
-def _warn_of_model(wanted: Catalog) -> None:
-    path = wanted.routing.quality_model
-    if path is not None and not Path(path).is_file():
-        typer.echo(
-            f"- routing.quality_model: there is no file {path} here; a process that cannot read it goes by the rules"
-        )
+def _as_json(base: Version | None, wanted: Catalog, warnings: list[str]) -> dict[str, Any]:
+    old = _parsed(base) if base is not None else None
+    return {
+        "version": base.number if base is not None else None,
+        "changes": changes(old, wanted) if old is not None else [],
+        "needs": needs(old, wanted) if old is not None else [],
+        "warnings": warnings,
+    }
 
 
 def _warn(store: Store, wanted: Catalog) -> None:
+    for warning in _warnings(store, wanted):
+        typer.echo(f"- {printable(warning)}")
+
+
+def _warnings(store: Store, wanted: Catalog) -> Iterator[str]:
     """A policy whose tenant is misspelt would bind nobody, and nobody would notice."""
     for name in catalogs.without_tenant(store, wanted.routing.policies):
-        typer.echo(f"- policy {printable(name)}: there is no tenant of this name; it will hold once there is")
-    _warn_of_model(wanted)
+        yield f"policy {name}: there is no tenant of this name; it will hold once there is"
+    yield from _of_model(wanted)
+
+
+def _of_model(wanted: Catalog) -> Iterator[str]:
+    path = wanted.routing.quality_model
+    if path is not None and not Path(path).is_file():
+        yield f"routing.quality_model: there is no file {path} here; a process that cannot read it goes by the rules"
 
 
 def _cell(value: str | None) -> str:

@@ -3,8 +3,10 @@ database and on Redis themselves."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import redis
 import typer
@@ -13,13 +15,15 @@ from rich.console import Console
 from tieryard.breakers import Breaker
 from tieryard.catalog import Catalog
 from tieryard.cli.fleet import DataDirOption, database, live_metrics
-from tieryard.cli.tables import printable, table
+from tieryard.cli.printing import JsonOption, print_json
+from tieryard.cli.tables import FittedTable, printable, table
 from tieryard.errors import StoreError, TieryardError
 from tieryard.metrics import EngineState, Metrics, Replica
-from tieryard.store import reads
+from tieryard.store import reads, workers
 from tieryard.store.reads import PrefixCache
+from tieryard.store.workers import Followers
 
-_LOAD = ("limit", "in flight", "backlog", "waits", "KV used", "pre- empted", "cache hits", "TTFT ms")
+_LOAD = ("limit", "in flight", "backlog", "waits", "KV used", "pre-empted", "cache hits", "TTFT ms")
 _CACHE = ("starts", "prompt tokens", "from cache", "hit rate", "prefill saved")
 
 Found = list[tuple[str, Replica | None]]
@@ -29,38 +33,65 @@ Found = list[tuple[str, Replica | None]]
 def deployments(
     data_dir: DataDirOption = None,
     hours: Annotated[float, typer.Option(min=0.1, max=24 * 366, help="Of starts, for the prefix caches.")] = 24,
+    as_json: JsonOption = False,
 ) -> None:
     """Shows every deployment's replicas (engine state, in-flight limit, load, KV cache), what keeps those that do not
-    serve from it, whom a provider's limits or a circuit breaker hold back, and what prefix caches saved. Exit code 1 if
-    any does not serve, or the database does not answer."""
+    serve from it, whom a provider's limits or a circuit breaker hold back, what prefix caches saved, and which
+    processes go by another catalog than the newest. Exit code 1 if any does not serve, a process cannot take the newest
+    catalog, or the database does not answer."""
     try:
         with live_metrics(data_dir) as (metrics, catalog):
             found = replicas(metrics, catalog)
             breakers = {name: metrics.breaker(name, catalog) for name in catalog.deployments}
     except redis.RedisError as error:
         raise TieryardError(f"Redis does not answer: {error}") from error
-    console = Console()
-    _show_replicas(console, found)
-    _show_breakers(console, breakers)
+    caches, followers, away = _in_database(data_dir, hours)
+    if as_json:
+        print_json(_as_json(found, breakers, caches))
+    else:
+        console = Console()
+        _show_replicas(console, found)
+        _show_breakers(console, breakers)
+        if caches:
+            console.print(_cache_table(caches, found, hours))
+    if away is not None:
+        said = f"What prefix caches saved is not known: {printable(away).strip()}"
+        Console(stderr=as_json).print(said, markup=False, highlight=False)
+    if followers is not None and followers.behind:  # with --json it is no deployment's
+        Console(stderr=as_json).print(printable(followers.told()), markup=False, highlight=False)
+    unable = followers is None or followers.unable
+    if unable or any(replica is None or replica.state is not EngineState.SERVING for _, replica in found):
+        raise typer.Exit(1)
+
+
+def _in_database(data_dir: Path | None, hours: float) -> tuple[list[PrefixCache], Followers | None, str | None]:
+    """What prefix caches saved, and who goes by which catalog; with why the database does not tell, if so."""
     try:
         with database(data_dir) as store:
-            caches = reads.prefix_cache(store, since=datetime.now(tz=UTC) - timedelta(hours=hours))
+            since = datetime.now(tz=UTC) - timedelta(hours=hours)
+            return reads.prefix_cache(store, since=since), workers.followers(store), None
     except StoreError as error:
-        said = f"What prefix caches saved is not known: {printable(str(error)).strip()}"
-        console.print(said, markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    if caches:
-        console.print(
-            table(
-                ("deployment", *_CACHE),
-                [_cache(cache, _servers_hit(found, cache.deployment)) for cache in caches],
-                right=_CACHE,
-                folds=("deployment",),
-                title=f"\nprefix caches, last {hours:g} h",
-            )
-        )
-    if any(replica is None or replica.state is not EngineState.SERVING for _, replica in found):
-        raise typer.Exit(1)
+        return [], None, str(error)
+
+
+def _as_json(found: Found, breakers: dict[str, Breaker], caches: list[PrefixCache]) -> list[dict[str, Any]]:
+    """A deployment each. `prefix_cache` is null where nothing started of late, or the database does not answer."""
+    saved = {cache.deployment: asdict(cache) for cache in caches}
+    return [
+        {
+            "deployment": name,
+            "replicas": [replica for other, replica in found if other == name and replica is not None],
+            "breaker": asdict(breaker) | {"why": breaker.why},
+            "prefix_cache": saved.get(name),
+        }
+        for name, breaker in breakers.items()
+    ]
+
+
+def _cache_table(caches: list[PrefixCache], found: Found, hours: float) -> FittedTable:
+    rows = [_cache(cache, _servers_hit(found, cache.deployment)) for cache in caches]
+    title = f"\nprefix caches, last {hours:g} h"
+    return table(("deployment", *_CACHE), rows, right=_CACHE, folds=("deployment",), title=title)
 
 
 def _show_replicas(console: Console, found: Found) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 import typer
@@ -12,8 +14,11 @@ from rich.console import Console
 from rich.text import Text
 
 from tieryard.cli.client import DEFAULT_URL, UrlOption, checked_url, key_headers
+from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.printing import JsonOption, print_json
 from tieryard.cli.tables import table
-from tieryard.errors import UserError
+from tieryard.errors import StoreError, UserError
+from tieryard.store import workers
 from tieryard.supervisor import missing_parts
 
 _FREE_GB = 2
@@ -29,12 +34,16 @@ class Finding:
     advice: str = ""
 
 
-def doctor(url: UrlOption = DEFAULT_URL) -> None:
-    """Checks Python, the embedded parts, the disk, the key, and every part of the fleet that `/readyz` looks at."""
-    findings = [*machine(), *fleet(checked_url(url))]
-    good, bad = Text("ok", style="green"), Text("!!", style="red")
-    rows = [(good if f.ok else bad, f.name, f.found, "" if f.ok else f.advice) for f in findings]
-    Console().print(table(("", "check", "found", "what to do"), rows, folds=("found", "what to do")))
+def doctor(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, data_dir: DataDirOption = None) -> None:
+    """Checks Python, the embedded parts, the disk, the key, every part of the fleet that `/readyz` looks at, and
+    whether all processes go by the newest catalog; where it may ask the database, also which do not, and why."""
+    findings = [*machine(), *fleet(checked_url(url), data_dir)]
+    if as_json:
+        print_json(findings)
+    else:
+        good, bad = Text("ok", style="green"), Text("!!", style="red")
+        rows = [(good if f.ok else bad, f.name, f.found, "" if f.ok else f.advice) for f in findings]
+        Console().print(table(("", "check", "found", "what to do"), rows, folds=("found", "what to do")))
     if not all(f.ok for f in findings):
         raise typer.Exit(1)
 
@@ -54,13 +63,14 @@ def machine() -> list[Finding]:
     ]
 
 
-def fleet(url: str) -> list[Finding]:
+def fleet(url: str, data_dir: Path | None = None) -> list[Finding]:
     try:
         answer = httpx.get(f"{url}/readyz", timeout=10, trust_env=False)
     except httpx.HTTPError as error:
         return [Finding("fleet", False, f"{url}: {error}", "start it: tieryard up")]  # noqa: FBT003
     try:
-        checks: dict[str, str] = dict(answer.json()["checks"])
+        said = answer.json()
+        checks: dict[str, str] = dict(said["checks"])
     except (ValueError, KeyError, TypeError):
         found = f"{url} answers HTTP {answer.status_code}, but not as a fleet does"
         return [Finding("fleet", False, found, "set TIERYARD_URL, or --url, to the fleet's API")]  # noqa: FBT003
@@ -68,7 +78,19 @@ def fleet(url: str) -> list[Finding]:
         Finding(name, value == "ok", value, "see its log: DATA_DIR/logs, or docker compose logs")
         for name, value in checks.items()
     ]
-    return [*parts, _key(url)]
+    catalog = said.get("catalog")
+    return [*parts, *([_catalog(catalog, data_dir)] if catalog else []), _key(url)]
+
+
+def _catalog(said: dict[str, Any], data_dir: Path | None) -> Finding:
+    """`/readyz` needs no key, so it leaves out which process it is, and what keeps it; the database has both."""
+    advice = "`tieryard deployments` says why; mend that, or `tieryard config rollback` to a version that works"
+    try:
+        with database(data_dir) as store:
+            found = workers.followers(store)
+    except (UserError, StoreError):
+        return Finding("catalog", not said["unable"], said["found"], advice)
+    return Finding("catalog", not found.unable, found.told(), advice)
 
 
 def _key(url: str) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +11,8 @@ from rich.text import Text
 
 from tieryard.cli.candidates import show_decision
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
-from tieryard.cli.tables import printable, table
+from tieryard.cli.printing import JsonOption, print_json, shown_time
+from tieryard.cli.tables import FittedTable, printable, table
 from tieryard.errors import UserError
 
 cli = typer.Typer(help="Look at jobs; cancel one, score its answer.", no_args_is_help=True)
@@ -24,30 +24,35 @@ def list_jobs(
     tier: Annotated[str | None, typer.Option(help="Only jobs of this tier.")] = None,
     batch: Annotated[str | None, typer.Option(help="Only jobs of this batch, in input order.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
 ) -> None:
     """Lists jobs, newest first."""
     page = Client(url).get("/v1/jobs", state=state, tier=tier, batch=batch, limit=limit)
-    headers = ("job", "state", "tier", "deployment", "cost USD", "created", "custom id")
-    names = ("id", "state", "tier", "deployment", "cost_usd")
-    rows = [
-        [*(job[n] or "–" for n in names), _time(job["created_at"], "%m-%d %H:%M:%S"), job["custom_id"] or "–"]
-        for job in page["data"]
-    ]
-    if not rows:
+    if as_json:
+        print_json(page)
+        return
+    if not page["data"]:
         typer.echo("no jobs")
         return
-    Console().print(table(headers, rows, right=("cost USD",), folds=("deployment", "custom id")))
+    Console().print(_listed(page["data"]))
     if page["next"]:
         which = "newest" if batch is None else "first"
         Console(stderr=True).print(f"the {which} {limit} only; --limit shows more", highlight=False)
 
 
 @cli.command()
-def show(job: Annotated[str, typer.Argument(help="A job's id, such as job_42.")], url: UrlOption = DEFAULT_URL) -> None:
-    """A job's whole story: features, every candidate and why it lost, each start, timings, money."""
+def show(
+    job: Annotated[str, typer.Argument(help="A job's id, such as job_42.")],
+    as_json: JsonOption = False,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """A job's whole story: features, every candidate and why it lost, each start, timings, money, scores."""
     _refuse_batch(job, f"tieryard jobs list --batch {job}")
     story = Client(url).get(f"/v1/jobs/{job}/story")
+    if as_json:
+        print_json(story)
+        return
     console = Console()
     _show_job(console, story["job"])
     for decision in story["decisions"]:
@@ -56,6 +61,8 @@ def show(job: Annotated[str, typer.Argument(help="A job's id, such as job_42.")]
         _show_starts(console, story["starts"])
     if story["money"]:
         _show_money(console, story["money"], story["job"]["cost_usd"])
+    if story.get("outcomes"):  # an API of the version before does not tell
+        _show_outcomes(console, story["outcomes"])
 
 
 @cli.command()
@@ -88,13 +95,23 @@ def _refuse_batch(job: str, instead: str) -> None:
         raise UserError(f"'{job}' is a batch, not a job; use: {instead}")
 
 
+def _listed(jobs: list[dict[str, Any]]) -> FittedTable:
+    headers = ["job", "state", "tier", "deployment", "cost USD", "created (UTC)"]
+    names = ("id", "state", "tier", "deployment", "cost_usd")
+    rows = [[*(job[n] or "–" for n in names), shown_time(job["created_at"], "%m-%d %H:%M:%S")] for job in jobs]
+    if any(job["custom_id"] for job in jobs):  # a terminal of 80 columns has no room for an empty one
+        headers.append("custom id")
+        rows = [[*row, job["custom_id"] or "–"] for row, job in zip(rows, jobs, strict=True)]
+    return table(headers, rows, right=("cost USD",), folds=("deployment", "custom id"))
+
+
 def _show_job(console: Console, job: dict[str, Any]) -> None:
     facts = [("job", job["id"] + (f" of {job['batch']}" if job["batch"] else ""))]
     facts.append(("state", job["state"] + (f" ({job['finish_reason']})" if job["finish_reason"] else "")))
     facts += [(n.replace("_", " "), job[n]) for n in ("custom_id", "tier", "category", "deployment") if job[n]]
-    facts += [("accepted", _time(job["created_at"])), ("deadline", _time(job["deadline"]))]
+    facts += [("accepted", shown_time(job["created_at"])), ("deadline", shown_time(job["deadline"]))]
     if job["finished_at"]:
-        facts.append(("finished", _time(job["finished_at"])))
+        facts.append(("finished", shown_time(job["finished_at"])))
     if job["error"]:
         facts.append(("error", f"{job['error']['kind']}: {job['error']['message']}"))
     shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -107,19 +124,19 @@ def _show_job(console: Console, job: dict[str, Any]) -> None:
 
 
 def _show_decision(console: Console, decision: dict[str, Any]) -> None:
-    console.rule(f"routed {_time(decision['decided_at'])}: {decision['deployment'] or 'nowhere'}", align="left")
+    console.rule(f"routed {shown_time(decision['decided_at'])}: {decision['deployment'] or 'nowhere'}", align="left")
     show_decision(console, decision)
 
 
 def _show_starts(console: Console, starts: list[dict[str, Any]]) -> None:
     console.rule("starts", align="left")
     figures = ("fence", "wait ms", "TTFT ms", "latency ms", "tokens")
-    headers = ("fence", "deployment", "claimed", "wait ms", "TTFT ms", "latency ms", "tokens", "outcome")
+    headers = ("fence", "deployment", "claimed (UTC)", "wait ms", "TTFT ms", "latency ms", "tokens", "outcome")
     rows: list[list[str]] = []
     for s in starts:
         tokens = f"{s['prompt_tokens']}+{s['completion_tokens']}"
         times = ["–" if s[k] is None else f"{s[k]:,.0f}" for k in ("wait_ms", "ttft_ms", "latency_ms")]
-        claimed = _time(s["claimed_at"], "%H:%M:%S")
+        claimed = shown_time(s["claimed_at"], "%H:%M:%S")
         rows.append([str(s["fence"]), s["deployment"], claimed, *times, tokens, s["outcome"]])
     console.print(table(headers, rows, right=figures, folds=("deployment",)))
     for s in starts:
@@ -136,5 +153,16 @@ def _show_money(console: Console, money: list[dict[str, Any]], total: str | None
     console.print(f"total: ${total}")
 
 
-def _time(iso: str, shown: str = "%Y-%m-%d %H:%M:%S") -> str:
-    return datetime.fromisoformat(iso).astimezone().strftime(shown)
+def _show_outcomes(console: Console, outcomes: list[dict[str, Any]]) -> None:
+    console.rule("scores", align="left")
+    figures = ("score", "predicted")
+    rows = [
+        (o["source"], *(_share(o[n]) for n in figures), o["deployment"] or "–", shown_time(o["scored_at"]))
+        for o in outcomes
+    ]
+    headers = ("source", *figures, "deployment", "scored")
+    console.print(table(headers, rows, right=figures, folds=("source", "deployment")))
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2f}"

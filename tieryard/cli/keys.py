@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.printing import JsonOption, print_json, shown_time
 from tieryard.cli.tables import table
 from tieryard.ids import public
 from tieryard.store import keys
@@ -16,6 +19,7 @@ from tieryard.store.keys import KeyRow, Scope
 cli = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
 _MOST = 2**31 - 1  # the column's
+_DAY = "%Y-%m-%d"
 
 
 def _not_blank(text: str) -> str:
@@ -49,11 +53,14 @@ def create(
 
 
 @cli.command("list")
-def list_keys(data_dir: DataDirOption = None) -> None:
+def list_keys(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
     """Lists all keys, oldest first; of each key itself, only how it starts."""
     with database(data_dir) as store:
         found = keys.list_keys(store)
-    headers = ["id", "key", "tenant", "name", "scopes", "a minute", "made"]
+    if as_json:
+        print_json([asdict(k) | {"id": public("key", k.id)} for k in found])
+        return
+    headers = ["id", "key", "tenant", "name", "scopes", "a minute", "made (UTC)"]
     rows = [
         [
             public("key", k.id),
@@ -62,13 +69,13 @@ def list_keys(data_dir: DataDirOption = None) -> None:
             k.name,
             "all" if set(k.scopes) >= set(Scope) else " ".join(k.scopes),
             _limits(k),
-            f"{k.created_at:%Y-%m-%d}",
+            _day(k.created_at),
         ]
         for k in found
     ]
     if any(k.revoked_at for k in found):  # a terminal of 80 columns has no room for an empty one
-        headers.append("revoked")
-        rows = [[*row, f"{k.revoked_at:%Y-%m-%d}" if k.revoked_at else "–"] for row, k in zip(rows, found, strict=True)]
+        headers.append("revoked (UTC)")
+        rows = [[*row, _day(k.revoked_at)] for row, k in zip(rows, found, strict=True)]
     Console().print(table(headers, rows, folds=("tenant", "name", "scopes")))
 
 
@@ -80,6 +87,10 @@ def revoke(
     """Revokes a key, for good. The API may know it for some seconds more."""
     with database(data_dir) as store:
         typer.echo(f"{keys.revoke(store, key)}: revoked")
+
+
+def _day(when: datetime | None) -> str:
+    return "–" if when is None else shown_time(when, _DAY)
 
 
 def _limits(key: KeyRow) -> str:

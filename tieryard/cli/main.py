@@ -8,7 +8,22 @@ import typer
 from rich.console import Console
 
 from tieryard import __version__
-from tieryard.cli import config, deployments, doctor, jobs, keys, plan, route, router, submit, tenants, up
+from tieryard.cli import (
+    bench,
+    config,
+    deployments,
+    doctor,
+    golden,
+    jobs,
+    keys,
+    models,
+    plan,
+    route,
+    router,
+    submit,
+    tenants,
+    up,
+)
 from tieryard.errors import TieryardError, UserError
 
 cli = typer.Typer(
@@ -27,6 +42,9 @@ cli.add_typer(jobs.cli, name="jobs")
 cli.add_typer(route.cli, name="route")
 cli.add_typer(router.cli, name="router")
 cli.add_typer(config.cli, name="config")
+cli.add_typer(bench.cli, name="bench")
+cli.add_typer(golden.cli, name="golden")
+cli.add_typer(models.cli, name="models")
 cli.add_typer(keys.cli, name="keys")
 cli.add_typer(tenants.cli, name="tenants")
 

@@ -6,10 +6,10 @@ import math
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
-import orjson
 import typer
 from rich.console import Console
 
+from tieryard.cli.printing import JsonOption, print_json
 from tieryard.cli.tables import printable, table
 from tieryard.errors import UserError
 from tieryard.planning import (
@@ -86,16 +86,9 @@ def plan(
     throughput: Annotated[
         Decimal | None, typer.Option(parser=_money, help="Tokens a second, as measured on all the GPUs together.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The plan as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Sizes a deployment: weights, KV cache, context, concurrency, flags and cost. Exit code 1 when nothing fits."""
-    if (gpu is None) == (kv_memory is None):
-        raise UserError("name a GPU with --gpu, or give the KV cache's GiB with --kv-memory", param="--gpu")
-    if throughput is not None and rent is None:
-        raise UserError("a cost takes both --throughput and --rent; give the rent too", param="--throughput")
-    found = find_model(model, revision=revision)
-    if quantization is not None:
-        found = _requantized(found, quantization)
     wish = Wish(
         context=context,
         max_model_len=max_model_len,
@@ -106,18 +99,44 @@ def plan(
         max_num_seqs=max_num_seqs,
         enforce_eager=enforce_eager,
     )
+    _refuse_halves(gpu, kv_memory, rent, throughput)
+    found = find_model(model, revision=revision)
+    if quantization is not None:
+        found = _requantized(found, quantization)
     plans = _plans(found, wish, find_gpus(gpu or []), kv_memory, tensor_parallel)
     if len(plans) > 1 and (rent is not None or throughput is not None):
         raise UserError("rent and throughput are those of one GPU; give a single --gpu with them", param="--rent")
-    if as_json:
-        shown = [_as_dict(p, revision, rent, throughput) for p in plans]
-        typer.echo(orjson.dumps(shown[0] if len(shown) == 1 else shown, option=orjson.OPT_INDENT_2))
-    elif len(plans) > 1:
-        _show_all(Console(), found, plans)
-    else:
-        _show(Console(), plans[0], revision, rent, throughput)
+    _print(found, plans, revision, rent, throughput, as_json=as_json)
     if not any(p.fits for p in plans):
         raise typer.Exit(1)
+
+
+def _refuse_halves(
+    gpu: list[str] | None, kv_memory_gib: float | None, rent: Decimal | None, throughput: Decimal | None
+) -> None:
+    """Raises UserError where an option lacks what it takes, or has it twice."""
+    if (gpu is None) == (kv_memory_gib is None):
+        raise UserError("name a GPU with --gpu, or give the KV cache's GiB with --kv-memory", param="--gpu")
+    if throughput is not None and rent is None:
+        raise UserError("a cost takes both --throughput and --rent; give the rent too", param="--throughput")
+
+
+def _print(
+    model: Model,
+    plans: list[Plan],
+    revision: str | None,
+    rent: Decimal | None,
+    throughput: Decimal | None,
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        shown = [_as_dict(p, revision, rent, throughput) for p in plans]
+        print_json(shown[0] if len(shown) == 1 else shown)
+    elif len(plans) > 1:
+        _show_all(Console(), model, plans)
+    else:
+        _show(Console(), plans[0], revision, rent, throughput)
 
 
 def _requantized(model: Model, word: str) -> Model:

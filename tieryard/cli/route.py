@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from tieryard.cli import route_reports, route_trials
 from tieryard.cli.candidates import show_decision
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
+from tieryard.cli.printing import JsonOption, print_json
 from tieryard.errors import UserError
 
 _ASK = "ask"
@@ -49,7 +50,7 @@ def ask(
         typer.Option(help="KEY=VALUE, such as max_latency_ms=2000 or min_quality.of=NAME; repeat it. Or JSON."),
     ] = None,
     max_cost_usd: Annotated[str | None, typer.Option(help="Most that the job may cost.")] = None,
-    as_json: route_reports.JsonOption = False,
+    as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
 ) -> None:
     """Where a job would go now, and why: every deployment with its figures. The job is not run."""
@@ -64,7 +65,7 @@ def ask(
     }
     found = Client(url).post("/v1/route", json={k: v for k, v in given.items() if v is not None})
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     console = Console()
     where = f"to {found['deployment']}" if found["deployment"] else "nowhere now"

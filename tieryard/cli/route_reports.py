@@ -3,7 +3,6 @@ made of them. They work on the database itself, and only read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
@@ -16,6 +15,7 @@ from rich.console import Console
 from tieryard.catalog import load_catalog
 from tieryard.cli.candidates import shown_usd
 from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.printing import JsonOption, print_json
 from tieryard.cli.tables import table
 from tieryard.errors import UserError
 from tieryard.replay import Report, Sums, notes
@@ -27,7 +27,6 @@ from tieryard.store.routes import Routes
 _CENT = Decimal("0.01")
 """Below it four decimals say too little."""
 
-JsonOption = Annotated[bool, typer.Option("--json", help="As JSON.")]
 SinceOption = Annotated[str, typer.Option(help="How far back: 90m, 24h, 7d.")]
 
 _COST = ("jobs", "moved", "USD then", "USD new", "change")
@@ -51,7 +50,7 @@ def replay(
         told: Callable[[int], None] = lambda done: status.update(f"deciding again … {done:,} jobs")  # noqa: E731
         report = decide_again(store, wanted, start, end, limit=limit, told=told)
     if as_json:
-        typer.echo(json.dumps(_as_json(report), indent=2, ensure_ascii=False))
+        print_json(_as_json(report))
     else:
         _show(Console(), report, since)
 
@@ -62,8 +61,7 @@ def summary(since: SinceOption = "24h", as_json: JsonOption = False, data_dir: D
     with database(data_dir) as store:
         found = routes.summary(store, *routes.window(store, duration(since)))
     if as_json:
-        rows = [{name: getattr(row, name) for name in Routes.__dataclass_fields__} for row in found]
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_json(found)
         return
     if not found:
         typer.echo(f"no job was routed in the last {since}")

@@ -4,17 +4,16 @@ out. They work on the database itself, and only read."""
 from __future__ import annotations
 
 import dataclasses
-import json
 
-import typer
 from rich.console import Console
 
 from tieryard.cli.fleet import DataDirOption, database
-from tieryard.cli.route_reports import JsonOption, SinceOption, duration
+from tieryard.cli.printing import JsonOption, print_json, shown_time
+from tieryard.cli.route_reports import SinceOption, duration
 from tieryard.cli.tables import table
-from tieryard.routing.outcomes import LEAST_OUTCOMES, Verdict
+from tieryard.routing.outcomes import LEAST_OUTCOMES
 from tieryard.store import outcomes, routes, shadows
-from tieryard.store.outcomes import SteppedBack
+from tieryard.store.outcomes import Standing
 from tieryard.store.shadows import Comparison
 
 _SHADOW = ("copies", "pairs", "failed", "agree", "p50 ms", "copy's", "p95 ms", "copy's ", "USD", "copy's  ")
@@ -26,8 +25,7 @@ def shadow(since: SinceOption = "24h", as_json: JsonOption = False, data_dir: Da
     with database(data_dir) as store:
         found = shadows.compare(store, since=routes.window(store, duration(since))[0])
     if as_json:
-        rows = [dataclasses.asdict(row) | {"agreement": row.agreement} for row in found]
-        _print_json(rows)
+        print_json([dataclasses.asdict(row) | {"agreement": row.agreement} for row in found])
         return
     console = Console()
     if not found:
@@ -40,30 +38,35 @@ def shadow(since: SinceOption = "24h", as_json: JsonOption = False, data_dir: Da
 def status(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
     """Whether measured outcomes bear the learned model out, or the router has stepped back to its rules."""
     with database(data_dir) as store, store.transaction() as connection:
-        last, verdict = outcomes.standing(connection)
+        found = outcomes.standing(connection)
     if as_json:
-        _print_json(
+        print_json(
             {
-                "stepped_back": last is not None and last.until is None,
-                "last": dataclasses.asdict(last) if last is not None else None,
-                "verdict": dataclasses.asdict(verdict),
+                "quality_model": found.quality_model or None,
+                "stepped_back": found.last is not None and not found.last.over,
+                "last": dataclasses.asdict(found.last) if found.last is not None else None,
+                "verdict": dataclasses.asdict(found.verdict),
             }
         )
         return
     console = Console(highlight=False, soft_wrap=True)
-    for line in said(last, verdict):
+    for line in said(found):
         console.print(line, markup=False)
 
 
-def said(last: SteppedBack | None, verdict: Verdict) -> list[str]:
+def said(found: Standing) -> list[str]:
     """The status, in sentences."""
+    last, verdict = found.last, found.verdict
+    if not found.quality_model:
+        return ["not stepped back: what was routed last had no learned model, or nothing was"]
     lines = []
-    if last is not None and last.until is None:
-        lines.append(f"stepped back to the rules since {last.since:%Y-%m-%d %H:%M:%S} UTC: {last.why}")
+    if last is not None and not last.over:
+        lines.append(f"stepped back to the rules since {shown_time(last.since)}: {last.why}")
     else:
-        lines.append("not stepped back: the learned model decides where the catalog asks for it")
-        if last is not None:
-            times = f"from {last.since:%Y-%m-%d %H:%M:%S} to {last.until:%Y-%m-%d %H:%M:%S} UTC"
+        model = f"the learned model (quality model {found.quality_model})"
+        lines.append(f"not stepped back: {model} decides where the catalog asks for it")
+        if last is not None and last.until is not None:
+            times = f"from {shown_time(last.since)} to {shown_time(last.until)}"
             lines.append(f"stepped back {times}: {last.why}")
     when = "so far" if last is None else "since then"
     if verdict.n < LEAST_OUTCOMES:
@@ -71,10 +74,6 @@ def said(last: SteppedBack | None, verdict: Verdict) -> list[str]:
     else:
         lines.append(f"{when}, {verdict}")
     return lines
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def _figures(row: Comparison) -> tuple[str, ...]:

@@ -12,11 +12,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from tieryard.bench.percentiles import percentile
 from tieryard.cli.client import DEFAULT_URL, Client, UrlOption
-from tieryard.cli.tables import printable, table
+from tieryard.cli.tables import FittedTable, printable, table
 from tieryard.errors import TieryardError, UserError
 
 _PATIENCE_S = 60.0  # so long may the API be away while a batch is watched: the batch goes on without it
@@ -128,7 +127,7 @@ def _percentiles(values: list[float | None]) -> dict[str, float | None]:
     return {name: None if value is None else round(value, 1) for name, value in found.items()}
 
 
-def _table(figures: dict[str, Any]) -> Table:
+def _table(figures: dict[str, Any]) -> FittedTable:
     columns = ("jobs", "tokens", "TTFT p50 ms", "p95", "latency p50 ms", "p95", "cost USD")
     rows: list[list[str]] = []
     for name, d in figures["deployments"].items():

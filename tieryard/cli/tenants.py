@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.printing import JsonOption, print_json, shown_time
 from tieryard.cli.tables import table
 from tieryard.errors import UserError
 from tieryard.store import keys
@@ -16,21 +17,24 @@ cli = typer.Typer(help="List and cap tenants.", no_args_is_help=True)
 
 
 @cli.command("list")
-def list_tenants(data_dir: DataDirOption = None) -> None:
+def list_tenants(as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
     """Lists all tenants, oldest first, with the number of their keys that work."""
     with database(data_dir) as store:
         found = keys.list_tenants(store)
+    if as_json:
+        print_json(found)
+        return
     figures = ("keys", "max enqueued tokens")
     rows = [
         (
             t.name,
             f"{t.keys:,}",
             "–" if t.max_enqueued_tokens is None else f"{t.max_enqueued_tokens:,}",
-            f"{t.created_at:%Y-%m-%d}",
+            shown_time(t.created_at, "%Y-%m-%d"),
         )
         for t in found
     ]
-    Console().print(table(("tenant", *figures, "created"), rows, right=figures, folds=("tenant",)))
+    Console().print(table(("tenant", *figures, "created (UTC)"), rows, right=figures, folds=("tenant",)))
 
 
 @cli.command()

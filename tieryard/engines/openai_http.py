@@ -69,7 +69,7 @@ class OpenAIHttpEngine:
         self.url = url.rstrip("/")
         self._missing = missing
         self._model = model
-        self._server = server
+        self.server = server
         self._options = _RUNNING_USAGE[server]
         # OpenAI's newer models refuse the older name; most servers that speak its protocol know no other.
         self._renames_limit = server == "openai" and (httpx.URL(url).host or "").endswith(_OPENAI_HOSTS)
@@ -91,7 +91,7 @@ class OpenAIHttpEngine:
                     await asyncio.sleep(0.2)
         except TimeoutError:
             raise EngineDownError(f"{self.url}/v1/models: {last} for 30 s", sent=False) from None
-        if self._server != "llama_cpp" and served and self._model not in served:  # llama.cpp answers to any name
+        if self.server != "llama_cpp" and served and self._model not in served:  # llama.cpp answers to any name
             raise EngineDownError(f"{self.url} serves {', '.join(sorted(served)[:5])}, not '{self._model}'", sent=False)
 
     def _check_key(self) -> None:
@@ -103,7 +103,7 @@ class OpenAIHttpEngine:
 
     async def _served(self) -> tuple[set[str] | None, str]:
         """The names of the models served, empty where the server does not say; None, and why, when it is not well."""
-        hosted = self._server not in OWN_SERVERS
+        hosted = self.server not in OWN_SERVERS
         try:
             answer = await self._http().get(f"{self.url}/v1/models", timeout=_HOSTED_S if hosted else 2.0)
             if hosted and answer.status_code in _NO_KEY:  # its list may want another kind of key than its completions
@@ -135,7 +135,7 @@ class OpenAIHttpEngine:
         return answer.status_code, _json(answer.content)
 
     async def faults(self, expected: Expected) -> list[str]:
-        if self._server != "vllm":
+        if self.server != "vllm":
             return []
         found = await vetting.faults(self, expected)
         if not found:
@@ -143,7 +143,7 @@ class OpenAIHttpEngine:
         return found
 
     async def load(self) -> Load | None:
-        if self._server != "vllm":
+        if self.server != "vllm":
             return None
         try:
             answer = await self._http().get(f"{self.url}/metrics", timeout=2.0)
@@ -152,7 +152,7 @@ class OpenAIHttpEngine:
         return read_load(answer.text) if answer.is_success else None
 
     def stream(self, body: dict[str, Any]) -> Stream:
-        if self._server != "vllm":
+        if self.server != "vllm":
             body = {name: value for name, value in body.items() if name != "cache_salt"}
         if "input" in body:
             return self._embed(body)
@@ -162,7 +162,7 @@ class OpenAIHttpEngine:
         request = {"model": self._model, **body, **self._options, "stream": True, "n": 1}
         if self._renames_limit and endpoint == CHAT and "max_tokens" in request:
             request["max_completion_tokens"] = request.pop("max_tokens")
-        if self._server == "llama_cpp" and endpoint == COMPLETIONS:
+        if self.server == "llama_cpp" and endpoint == COMPLETIONS:
             request |= _llama_cpp_schema(body)
         finish_reason, usage, fingerprint, model, written = None, None, None, None, 0
         async with self._open(endpoint, request) as response, contextlib.aclosing(events(response)) as chunks:

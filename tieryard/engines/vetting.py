@@ -28,7 +28,7 @@ _LABELS = ["yes", "no"]
 _ADAPTER = "; load this adapter under that name, or take its deployment out of the catalog"
 # Only those that are one token wherever they are used: `[INST]` and `<|user|>` are plain text to the models of some.
 _MARKER = re.compile(r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id)\|>|<(?:start|end)_of_turn>")
-_DATE = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*", re.I)
+DATE = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*", re.I)
 _MOST_TOKENS = 512  # a greeting that is longer does not end by itself; reasoning comes before it
 _LONG_WORDS = 400  # a prefix cache holds whole blocks, of up to 128 tokens
 _WARM_UP_TOKENS = 8
@@ -147,7 +147,7 @@ def _differs_in_dates(counter: TokenCounter, text: str, tokens: list[int]) -> bo
     """Whether the server's rendering of the greeting is ours but for dates. Some templates write today's, and its clock
     or time zone may be another. The text must still be the same tokens to both, so that only the dates are let pass."""
     ours = counter.rendered(_HELLO)
-    return ours is not None and counter.raw_ids(text) == tokens and _DATE.sub("", text) == _DATE.sub("", ours)
+    return ours is not None and counter.raw_ids(text) == tokens and DATE.sub("", text) == DATE.sub("", ours)
 
 
 async def _tokenizer(server: Server, expected: Expected) -> AsyncIterator[str]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from tieryard.bench.stats import wilson
+from typing import TYPE_CHECKING
+
 from tieryard.golden.items import GoldenSet
+
+if TYPE_CHECKING:
+    from tieryard.bench.stats import Interval
 
 FEWEST = 100
 MOST = 500
@@ -20,7 +24,7 @@ def _said(category: str, n: int) -> str | None:
         return f"{category}: {n} items; {MOST} already tell a pass rate to within {most:.0f} points, more cost time"
     if n >= FEWEST:
         return None
-    interval = wilson(n // 2, n)  # about one half, where an interval is widest
+    interval = _widest(n)
     return (
         f"{category}: {n} {'item' if n == 1 else 'items'}; {FEWEST} to {MOST} is the advice. "
         f"A measured pass rate of {interval.value:.0%} would mean {interval.low:.0%} to {interval.high:.0%} "
@@ -30,5 +34,12 @@ def _said(category: str, n: int) -> str | None:
 
 def _width(n: int) -> float:
     """Half the interval, in points."""
-    interval = wilson(n // 2, n)
+    interval = _widest(n)
     return (interval.high - interval.low) * 50
+
+
+def _widest(n: int) -> Interval:
+    """Of about one half, where an interval is widest."""
+    from tieryard.bench.stats import wilson  # brings SciPy, which no other command is to wait for
+
+    return wilson(n // 2, n)

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import ValidationError
 
+from tieryard.complaints import complaint
 from tieryard.errors import UserError
 from tieryard.golden.items import GoldenSet, Item
 from tieryard.golden.reading import Fault, refuse
@@ -72,7 +73,7 @@ def import_set(kind: Kind, folder: Path, *, split: str = "test", limit: int | No
     if not items and not faults:
         faults.append(Fault(1, None, f"the file has no rows; take {files[0]} as it was published"))
     refuse(faults, files[0])
-    return GoldenSet(f"{kind}-{split}", tuple(items[at][1] for at in _sample([s for s, _ in items], limit, seed)))
+    return GoldenSet(f"{kind}-{split}", tuple(items[at][1] for at in sampled([s for s, _ in items], limit, seed)))
 
 
 def _made(row: Row, prefix: str) -> Item | Fault:
@@ -80,11 +81,12 @@ def _made(row: Row, prefix: str) -> Item | Fault:
         return Item.model_validate({"id": f"{prefix}-{row.line}"} | row.item)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        return Fault(row.line, ".".join(str(part) for part in first["loc"]) or None, first["msg"])
+        return Fault(row.line, ".".join(str(part) for part in first["loc"]) or None, complaint(first))
 
 
-def _sample(strata: list[str], limit: int | None, seed: int) -> list[int]:
-    """Which rows stay, in the file's order: from each stratum its share of `limit`, by largest remainder."""
+def sampled(strata: list[str], limit: int | None, seed: int) -> list[int]:
+    """Which rows stay, in the file's order: from each stratum its share of `limit`, by largest remainder. The same for
+    the same seed."""
     if limit is None or limit >= len(strata):
         return list(range(len(strata)))
     chance = random.Random(seed)  # noqa: S311  # a sample that can be drawn again, no secret

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from tieryard.complaints import complaint
 from tieryard.errors import UserError
 from tieryard.golden.items import GoldenSet, Item
 from tieryard.golden.scorers import SCORERS
@@ -18,6 +20,9 @@ from tieryard.requests.fields import INT64
 MOST_FAULTS = 20
 _ITEM = '{"id": "a1", "category": "chat", "prompt": "…", "expected": "…", "scorer": "exact"}'
 _FIELDS = ", ".join(Item.model_fields)
+_DEEPEST = 100
+_MOST_DIGITS = 20
+_TOO_LONG = "a whole number has more than 64 bits; write it as a text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ def _text(line: str | bytes, number: int) -> str:
 
 def _object(text: str, number: int) -> dict[str, Any]:
     try:
-        given = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_number)
+        given = json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_number, parse_int=_whole)
         _storable(given)
     except json.JSONDecodeError as error:
         where = f"{error.msg.lower()} at character {error.colno}"
@@ -135,24 +140,36 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _whole(digits: str) -> int:
+    """Not read at all where it is longer than any that is taken: Python would refuse it in words of its own."""
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(_TOO_LONG)
+    return int(digits)
+
+
 def _no_number(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON; write a number, or null")
 
 
 def _storable(value: Any) -> None:
-    """Raises ValueError for what Postgres or an engine would refuse later."""
-    waiting = [value]
+    """Raises ValueError for what Postgres or an engine would refuse later, RecursionError for what cannot be written as
+    JSON again."""
+    waiting = [(value, 1)]
     while waiting:
-        part = waiting.pop()
+        part, depth = waiting.pop()
+        if depth > _DEEPEST:
+            raise RecursionError
         if isinstance(part, dict):
-            waiting += [*part, *part.values()]
+            waiting += [(inner, depth + 1) for inner in (*part, *part.values())]
         elif isinstance(part, list):
-            waiting += part
+            waiting += [(inner, depth + 1) for inner in part]
         elif isinstance(part, str):
             if "\x00" in part or not _encodable(part):
                 raise ValueError("a text holds a NUL or half a character (\\u0000, \\ud800); take it out")
         elif isinstance(part, int) and not -INT64 <= part < INT64:
-            raise ValueError("a whole number has more than 64 bits; write it as a text")
+            raise ValueError(_TOO_LONG)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("a number is larger than any that can be kept; write it as a text")
 
 
 def _encodable(text: str) -> bool:
@@ -172,18 +189,14 @@ def _fault(given: dict[str, Any], detail: Any, number: int) -> Fault:
     if loc[:1] == ["scorer"]:
         loc = loc[:1] + loc[2:]  # without the name of the union's member
     field = ".".join(loc) or None
-    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
+    kind = detail["type"]
     if kind == "extra_forbidden":
         return Fault(number, field, _no_such_field(given, loc))
     if kind.startswith("union_tag"):
         return Fault(number, "scorer", _no_such_scorer(given.get("scorer")))
     if kind == "missing":
         return Fault(number, field, "it is missing; write it")
-    wrong = "" if kind == "value_error" else f" ({shown(detail['input'])} is not)"
-    message = message[:1].lower() + message[1:]
-    for word in ("dictionary or object to extract fields from", "dictionary"):  # pydantic speaks of Python
-        message = message.replace(word, "object")
-    return Fault(number, field, message + wrong)
+    return Fault(number, field, complaint(detail))
 
 
 def _no_such_field(given: dict[str, Any], loc: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
+from tieryard.complaints import complaint
 from tieryard.errors import RequestError
 
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
@@ -138,17 +139,10 @@ def refuse_nul(raw: str | bytes, *, line: int | None = None) -> None:
 
 def refusal(error: ValidationError, *, line: int | None = None, under: str | None = None) -> RequestError:
     """A pydantic refusal as ours: its first complaint, with the field it is about (below `under`)."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
+    first = error.errors(include_url=False)[0]
     path = [str(p) for p in first["loc"]]
     above = [under] if under else []
     written = 1 if first["type"] == "extra_forbidden" else 0  # the caller's own word at the end, whatever it is
     between = [p for p in path[1 : len(path) - written] if not _UNION_MEMBER.fullmatch(p)]
     path = above + path[:1] + between + path[max(1, len(path) - written) :]
-    if first["type"] == "extra_forbidden":
-        return RequestError("no such field", param=".".join(path), line=line)
-    if first["type"] == "json_invalid":
-        return RequestError(f"not valid JSON: {message.removeprefix('Invalid JSON: ')}", line=line)
-    if not message[1:2].isupper():  # "URL scheme …" stays
-        message = message[:1].lower() + message[1:]
-    return RequestError(message, param=".".join(path) or None, line=line)
+    return RequestError(complaint(first), param=".".join(path) or None, line=line)

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from tieryard.catalog import REALTIME
 from tieryard.routing.hurdles import (
+    Floor,
     Hurdle,
     Prospect,
     Refusal,
@@ -23,13 +25,14 @@ from tieryard.routing.hurdles import (
 )
 from tieryard.routing.job import AUTO, JobFeatures
 from tieryard.routing.outlook import outlooks
-from tieryard.routing.snapshot import PolicyRules, Snapshot, TierRules
+from tieryard.routing.snapshot import PolicyRules, Rules, Snapshot, TierRules
+from tieryard.routing.trials import drawn
 
 _ROOM = 0.8  # of a deployment's throughput is counted on for what must be done by a deadline
 _STICKS = Decimal("1.1")  # times the cheapest, for the deployment that has the beginning cached
 _LEAST_PATIENCE_S, _MOST_PATIENCE_S, _PATIENCE = 5.0, 120.0, 0.25  # of the time waited so far, until the next look
 _SLACK_S = 60.0  # before a deadline, in which no job waits for a cheaper deployment
-_EXPLORE, _SHARE_OUT = 9973, 7907  # what a job's chance is for
+_EXPLORE, _SHARE_OUT, _CANARY = 9973, 7907, 9949  # what a job's chance is for
 _NOTHING = Decimal(0)
 
 
@@ -69,7 +72,8 @@ class Weighing:
 class Decision:
     """`deployment` is None when no candidate can take the job at all, or when it should wait `defer_s` for a cheaper
     one. `fallback`: none met the SLO and the floor. `explored`: sent beside the choice, to measure, which is expected
-    to cost `extra_usd` above it. `notes` name what the numbers lack, of the candidates that fit.
+    to cost `extra_usd` above it. `canary`: it counts for the canary of this candidate, which took the job if it is the
+    `deployment`, and is compared by it if not. `notes` name what the numbers lack, of the candidates that fit.
 
     Where there is none, `closest` are the refusals of those that came furthest: what to change to be taken.
     """
@@ -82,6 +86,7 @@ class Decision:
     defer_s: float = 0.0
     explored: bool = False
     extra_usd: Decimal = _NOTHING
+    canary: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -113,7 +118,7 @@ class Decision:
 
     def _lost(self, loser: Prospect, chosen: Prospect | None) -> str:
         """Why a candidate that qualifies was not chosen, in the order in which they are ranked."""
-        if chosen is None or self.explored or loser.cost_usd < chosen.cost_usd:
+        if chosen is None or self.explored or self.canary == chosen.name or loser.cost_usd < chosen.cost_usd:
             return self.reason
         if loser.cost_usd > chosen.cost_usd:
             return f"expected cost ${loser.cost_usd:f} against ${chosen.cost_usd:f}"
@@ -148,6 +153,9 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
     if learned and job.model == AUTO and not floor.least:
         short |= below_its_worth(fit, short, rules)
     made = _choose(job, tier, fit, short, snapshot, learned=learned)
+    if rules.trials.canaries and _may_be_tried(job, made):
+        made = _tried(job, made, found, rules, (tier, policy, floor))
+        hard = {name: refusal for name, refusal in hard.items() if made.chosen is None or name != made.chosen.name}
     return Decision(
         made.chosen.name if made.chosen is not None else None,
         made.reason,
@@ -156,6 +164,7 @@ def decide(job: JobFeatures, snapshot: Snapshot) -> Decision:
         defer_s=made.defer_s,
         explored=made.explored,
         extra_usd=made.extra_usd,
+        canary=made.canary,
     )
 
 
@@ -172,6 +181,7 @@ class _Choice:
     defer_s: float = 0.0
     explored: bool = False
     extra_usd: Decimal = _NOTHING
+    canary: str = ""
 
 
 _NO_TIER, _NO_POLICY = TierRules(), PolicyRules()
@@ -263,19 +273,27 @@ def _share_out(job: JobFeatures, tier: TierRules, ranked: list[Prospect]) -> tup
 
 
 def _fall_back(job: JobFeatures, tier: TierRules, fit: list[Prospect], short: dict[str, Refusal]) -> _Choice:
-    """None qualifies. Of those that serve, the best quality that is in time; where none is, the quickest, for more work
-    on what is late already makes all of it later. Where none serves, the one that would have been chosen: its queue
-    keeps the job."""
+    """None qualifies. Of those that serve, the nearest. Where none serves, the one that would have been chosen: its
+    queue keeps the job."""
     up = [p for p in fit if not p.outlook.unhealthy]
     if up:
-        in_time = [p for p in up if too_slow(job, p, tier) is None]
-        chosen = min(in_time or up, key=lambda p: (-p.quality if in_time else p.latency_ms, p.rank))
-        which = "best that is in time" if in_time else "quickest"
+        chosen, which = _nearest(job, tier, up, short)
         why = f"none qualifies ({short[chosen.name].why}); {chosen.name} is the {which}"
         return _Choice(chosen, why, fallback=True)
     live = [p for p in fit if p.outlook.candidate.live]
     chosen = min(live or fit, key=lambda p: (-p.quality, p.rank) if live else (p.short_of_size, p.rank))
     return _Choice(chosen, f"{chosen.name} waits to serve: {short[chosen.name].why}", fallback=bool(live))
+
+
+def _nearest(job: JobFeatures, tier: TierRules, up: list[Prospect], short: dict[str, Refusal]) -> tuple[Prospect, str]:
+    """What comes nearest to what was asked, and in which way. Where only the price is missed, the cheapest: who sets a
+    limit to it is not sent to the dearest. Else the best quality that is in time; where none is, the quickest, for more
+    work on what is late already makes all of it later."""
+    if only_dear := [p for p in up if short[p.name].hurdle is Hurdle.PRICE]:
+        return min(only_dear, key=lambda p: p.rank), "cheapest of those that miss only the price"
+    if in_time := [p for p in up if too_slow(job, p, tier) is None]:
+        return min(in_time, key=lambda p: (-p.quality, p.rank)), "best that is in time"
+    return min(up, key=lambda p: (p.latency_ms, p.rank)), "quickest"
 
 
 def _explored(job: JobFeatures, ranked: list[Prospect], chosen: Prospect, snapshot: Snapshot) -> Prospect | None:
@@ -285,6 +303,39 @@ def _explored(job: JobFeatures, ranked: list[Prospect], chosen: Prospect, snapsh
         return None
     others = [p for p in ranked if p is not chosen]
     return min(others, key=lambda p: (p.outlook.samples, p.name), default=None)
+
+
+def _may_be_tried(job: JobFeatures, made: _Choice) -> bool:
+    """Realtime jobs have no second to lose; those that name a deployment, or that nobody serves as asked, are no
+    sample."""
+    if made.chosen is None or made.fallback or made.explored or made.chosen.outlook.unhealthy:
+        return False
+    return not job.pinned and job.tier != REALTIME
+
+
+def _tried(
+    job: JobFeatures,
+    made: _Choice,
+    found: Iterable[Prospect],
+    rules: Rules,
+    held_to: tuple[TierRules, PolicyRules, Floor],
+) -> _Choice:
+    """The choice, or the candidate that takes a share of its jobs: such as it can serve as they should be, by what is
+    known of it, and has room for. Only these count, on both sides: or the two would be compared on other jobs."""
+    assert made.chosen is not None
+    found_canary = drawn(rules.trials.canaries, made.chosen.name, job.text.category, job.chance(_CANARY))
+    if found_canary is None:
+        return made
+    canary, takes = found_canary
+    tier, policy, floor = held_to
+    p = next((p for p in found if p.name == canary.candidate), None)
+    if p is None or p.outlook.unhealthy or p.outlook.candidate.probing or p.load >= 1:
+        return made
+    if cannot_take(job, p, policy, on_trial=True) is not None or falls_short(job, p, tier, floor) is not None:
+        return made
+    if not takes:
+        return replace(made, canary=canary.candidate)
+    return _Choice(p, f"canary of {canary.serving}: takes {canary.share:.1%} of its jobs", canary=canary.candidate)
 
 
 def _because(job: JobFeatures, chosen: Prospect, ranked: list[Prospect], *, learned: bool) -> str:

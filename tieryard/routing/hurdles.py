@@ -103,7 +103,7 @@ def by_learned(job: JobFeatures, found: Sequence[Outlook], rules: Rules) -> bool
     nothing."""
     if rules.classifier != "learned" or job.hardness is None:
         return False
-    able = (o for o in found if not o.candidate.named_only and job.endpoint in o.candidate.serves)
+    able = (o for o in found if not o.closed and job.endpoint in o.candidate.serves)
     return all(o.quality_known or o.candidate.measured_as in job.predicted for o in able)
 
 
@@ -120,10 +120,11 @@ def load_of(candidate: Candidate) -> float:
     return max((candidate.in_flight + candidate.backlog) / candidate.capacity, candidate.kv_usage or 0.0)
 
 
-def cannot_take(job: JobFeatures, p: Prospect, policy: PolicyRules) -> Refusal | None:
-    """The first thing that keeps a candidate from taking the job at all; None when it can."""
+def cannot_take(job: JobFeatures, p: Prospect, policy: PolicyRules, *, on_trial: bool = False) -> Refusal | None:
+    """The first thing that keeps a candidate from taking the job at all; None when it can. `on_trial`: where it is not
+    promoted either."""
     c = p.outlook.candidate
-    if (why := _not_asked(job, c)) is not None:
+    if why := _not_asked(job, p.outlook, on_trial=on_trial):
         return Refusal(Hurdle.MODEL, why)
     if policy.models is not None and c.name not in policy.models:
         return Refusal(Hurdle.POLICY, f"is not among the models of '{job.policy}'")
@@ -142,13 +143,14 @@ def cannot_take(job: JobFeatures, p: Prospect, policy: PolicyRules) -> Refusal |
     return Refusal(Hurdle.NOW, c.refused) if c.refused else None
 
 
-def _not_asked(job: JobFeatures, c: Candidate) -> str | None:
+def _not_asked(job: JobFeatures, outlook: Outlook, *, on_trial: bool) -> str:
+    c = outlook.candidate
     if job.model.startswith(CLASS_PREFIX):
         if c.size_class != job.model.removeprefix(CLASS_PREFIX):
             return f"is {c.size_class}; the job asks for {job.model}"
     elif job.model not in (AUTO, c.name):
         return f"the job pins '{job.model}'"
-    return "is only for jobs that name it" if c.named_only and job.model != c.name else None
+    return outlook.closed if job.model != c.name and not on_trial else ""
 
 
 def floor_for(

@@ -28,10 +28,12 @@ _BITS = bytes.maketrans(b"01", b"\x00\x01")
 
 
 class Predicted(NamedTuple):
-    """A quality, 0 to 1; `learned` is None where the model had no word on the prompt."""
+    """A quality, 0 to 1; `learned` is None where the model had no word on the prompt. `quality_model` is that model's
+    hash, None where it is not known."""
 
     learned: float | None
     rules: float
+    quality_model: str | None = None
 
 
 def predicted_for(deployment: str, job: JobFeatures, snapshot: Snapshot) -> Predicted | None:
@@ -40,9 +42,10 @@ def predicted_for(deployment: str, job: JobFeatures, snapshot: Snapshot) -> Pred
     found = next((o for o in outlooks(snapshot, job.text.category) if o.candidate.name == deployment), None)
     if found is None or found.candidate.tokenizer not in job.prompt_tokens:
         return None
-    heard = job.hardness is not None
-    learned = Prospect.of(job, found, learned=True).quality if heard else None
-    return Predicted(learned, found.quality)
+    if job.hardness is None:
+        return Predicted(None, found.quality)
+    learned = Prospect.of(job, found, learned=True).quality
+    return Predicted(learned, found.quality, snapshot.quality_model or None)
 
 
 class Scored(NamedTuple):

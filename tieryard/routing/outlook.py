@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
 
 from tieryard.routing.profiles import ASSUMED, Known, Profile, Rating, pooled, rating
 from tieryard.routing.snapshot import Candidate, Rules, Snapshot
@@ -14,9 +17,9 @@ _LEAST_ODDS, _MOST_ODDS = 0.01, 0.99  # a quality of 0 or 1 would hold against a
 @dataclass(frozen=True, slots=True)
 class Outlook:
     """Times are the 95th percentile. `throughput_tps` is of all replicas, `output_tokens` an answer's expected length,
-    None where it was never seen, and `lengths` the same by tier. `quality_known`: it was measured, or the catalog
-    states it. `unhealthy` says what is wrong (`errs`: no more than that it fails too many jobs), and `notes` what the
-    numbers lack."""
+    None where it was never seen, and `lengths` the same by tier. `closed` says why it takes only jobs that name it.
+    `quality_known`: it was measured, or the catalog states it. `unhealthy` says what is wrong (`errs`: only that it
+    fails too many jobs), and `notes` what the numbers lack."""
 
     candidate: Candidate
     ttft_ms: float
@@ -30,6 +33,7 @@ class Outlook:
     samples: int
     unhealthy: str
     errs: bool
+    closed: str
     notes: tuple[str, ...]
 
     def length(self, tier: str, most: int) -> int:
@@ -83,6 +87,7 @@ def _outlook(candidate: Candidate, category: str, rules: Rules) -> Outlook:
         candidate.profiles[category].samples if category in candidate.profiles else 0,
         away or errs,
         not away and bool(errs),
+        _closed(candidate, category, rules),
         _notes(candidate, category, known, measured, rated),
     )
 
@@ -113,10 +118,24 @@ def _away(candidate: Candidate) -> str:
     return candidate.broken if not candidate.probing else ""
 
 
+def _closed(candidate: Candidate, category: str, rules: Rules) -> str:
+    """A candidate may be chosen where it is promoted, whatever it is otherwise."""
+    if candidate.candidate_of:
+        promoted = rules.trials.promoted(candidate.name, category)
+        return "" if promoted else f"is a candidate of {candidate.candidate_of}, not promoted in {category}"
+    return "is only for jobs that name it" if candidate.named_only else ""
+
+
 def _errs(profile: Profile, rules: Rules) -> str:
     if not profile.surely_errs_above(rules.max_error_rate):
         return ""
     return f"fails {profile.error_rate:.1%} of its jobs, above {rules.max_error_rate:.1%}"
+
+
+@lru_cache(maxsize=1024)
+def _moment(timestamp: float) -> str:
+    """Of epoch seconds. What is stored must read the same for ever, so it is a time and not an age."""
+    return f"{datetime.fromtimestamp(timestamp, tz=UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _notes(candidate: Candidate, category: str, known: Known, profile: Profile, rated: Rating) -> tuple[str, ...]:
@@ -128,6 +147,9 @@ def _notes(candidate: Candidate, category: str, known: Known, profile: Profile, 
         notes.append(f"{name} has no profile for {category}: that of its other categories stands in")
     elif known is Known.STALE:
         notes.append(f"{name}'s profile for {category} is stale")
+    if profile.benchmark:
+        at = _moment(profile.benchmark_timestamp)
+        notes.append(f"{name}'s profile for {category} was measured by {profile.benchmark}, {at}")
     if known is not Known.ASSUMED:
         lacking = [what for what in ("ttft_ms", "tpot_ms", "output_tokens") if getattr(profile, what) is None]
         if lacking:
@@ -139,4 +161,13 @@ def _notes(candidate: Candidate, category: str, known: Known, profile: Profile, 
     elif rated.known is Known.ASSUMED:
         prior = "the catalog's" if candidate.quality is not None else f"that of a usual {candidate.size_class} one"
         notes.append(f"{name}'s quality is not measured: {prior} stands in")
-    return tuple(notes)
+    return (*notes, *_changed(candidate, category))
+
+
+def _changed(candidate: Candidate, category: str) -> Iterator[str]:
+    """What a benchmark has found to be otherwise than it was measured before."""
+    own = candidate.profiles.get(category)
+    if own is not None and own.regressed:
+        yield f"{candidate.name} has regressed on {category}: {own.regressed}"
+    if own is not None and own.drifted:
+        yield f"{candidate.name} is no longer what was measured: {own.drifted}"

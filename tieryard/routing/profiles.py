@@ -35,7 +35,9 @@ class Profile:
     output token after the first) are means. `throughput_tps` is one replica's output tokens a second while it was full.
     `output_tokens` is an answer's mean length, `lengths` the same by tier, `error_rate` and `quality_score` are 0 to 1.
     `stale`: older than the catalog allows. `quality_samples` scores make up the quality, None where nobody counted;
-    they have a time, and an age, of their own."""
+    they have a time, and an age, of their own. `benchmark` is the run that measured it last, at `benchmark_timestamp`;
+    live traffic has moved it since. `regressed` and `drifted` say that its quality has become worse, or that what
+    answers is no longer what was measured."""
 
     samples: int
     timestamp: float
@@ -53,6 +55,10 @@ class Profile:
     quality_samples: int | None = None
     quality_timestamp: float = 0.0
     quality_stale: bool = False
+    benchmark: str = ""
+    benchmark_timestamp: float = 0.0
+    regressed: str = ""
+    drifted: str = ""
 
     def surely_errs_above(self, ceiling: float) -> bool:
         """Whether the error rate is above the ceiling beyond chance: by the lower end of Wilson's interval (95 %,

@@ -12,17 +12,20 @@ import orjson
 from tieryard.catalog import Catalog, SizeClass
 from tieryard.requests import Relative
 from tieryard.routing.profiles import Profile
+from tieryard.routing.trials import NO_TRIALS, Trials
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a deployment's replicas publish, summed. `kv_usage`, 0 to 1, is of the emptiest KV cache, None where no
+    """What a deployment's replicas publish, summed. `backlog` is what a new job waits for, and `behind` what would wait
+    for it. `kv_usage`, 0 to 1, is of the emptiest KV cache, None where no
     server says so. `broken` says that the circuit breaker is open, and since when, or that it lets a few through.
     `awaited`: a replica served lately, and one is likely to again."""
 
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
+    behind: int = 0
     replicas: int = 0
     kv_usage: float | None = None
     broken: str = ""
@@ -97,7 +100,7 @@ class PolicyRules:
 @dataclass(frozen=True, slots=True)
 class Rules:
     """The catalog's routing section, and tiers. `classifier` is `learned` or `rules`; `step_back` says why it is the
-    latter though the former was asked for."""
+    latter though the former was asked for. `trials` are in force under this catalog."""
 
     tiers: dict[str, TierRules] = field(default_factory=dict)
     policies: dict[str, PolicyRules] = field(default_factory=dict)
@@ -109,6 +112,7 @@ class Rules:
     max_error_rate: float = 0.01
     explore_share: float = 0.0
     explore_tiers: frozenset[str] = frozenset()
+    trials: Trials = NO_TRIALS
 
     @classmethod
     def of(cls, catalog: Catalog) -> Self:
@@ -149,15 +153,16 @@ class Rules:
             for k, p in stored["policies"].items()
         }
         plain = {"weights": tuple(stored["weights"]), "explore_tiers": frozenset(stored["explore_tiers"])}
-        return cls(**{**stored, **plain, "tiers": tiers, "policies": policies})
+        trials = Trials.from_dict(stored["trials"]) if "trials" in stored else NO_TRIALS
+        return cls(**{**stored, **plain, "tiers": tiers, "policies": policies, "trials": trials})
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A deployment as the router sees it. `live` is whether a replica is serving now; `refused` says why it can take
-    nothing at this moment, for a call that cannot wait until it can. `quality` is what to expect of it until it is
-    measured, None for what its size class gives. `measured_as` is its name in the quality model. Of the rest see
-    `Measured`."""
+    nothing at this moment, for a call that cannot wait until it can. `candidate_of` is what it may take jobs beside,
+    where it is promoted. `quality` is what to expect of it until it is measured, None for what its size class gives.
+    `measured_as` is its name in the quality model. Of the rest see `Measured`."""
 
     name: str
     size_class: SizeClass
@@ -172,6 +177,7 @@ class Candidate:
     capacity: int = 0
     in_flight: int = 0
     backlog: int = 0
+    behind: int = 0
     replicas: int = 0
     kv_usage: float | None = None
     broken: str = ""
@@ -179,6 +185,7 @@ class Candidate:
     awaited: bool = False
     refused: str = ""
     named_only: bool = False
+    candidate_of: str = ""
     region: str | None = None
     measured_as: str = ""
     profiles: dict[str, Profile] = field(default_factory=dict)
@@ -186,11 +193,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All candidates, with the hash of the catalog they come from, and its rules."""
+    """All candidates, with the hash of the catalog they come from, and its rules. `quality_model` is the hash of the
+    learned model whose word the features hold, also while the rules decide; empty where none has one."""
 
     catalog: str
     candidates: tuple[Candidate, ...]
     rules: Rules = Rules()
+    quality_model: str = ""
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What is worked out once a category; no part of the value."""
 
@@ -204,11 +213,13 @@ class Snapshot:
         needed_tps: Mapping[str, float] | None = None,
         exploring: bool = True,
         step_back: str = "",
+        quality_model: str = "",
+        trials: Trials = NO_TRIALS,
     ) -> Self:
         """The catalog with what is measured of each deployment: summed gauges, and profiles by category. `exploring`:
         there is money left for it today."""
         seen = {name: (gauges or {}).get(name, Measured()) for name in catalog.deployments}
-        rules = Rules.of(catalog)
+        rules = replace(Rules.of(catalog), trials=trials.holding(catalog))
         if step_back:
             rules = replace(rules, classifier="rules", step_back=step_back)
         if not exploring:
@@ -230,6 +241,7 @@ class Snapshot:
                     quality=d.quality,
                     serves=d.endpoints,
                     named_only=d.named_only,
+                    candidate_of=d.candidate_of or "",
                     region=d.region,
                     measured_as=d.measured_as or name,
                     live=seen[name].capacity > 0,
@@ -239,6 +251,7 @@ class Snapshot:
                 for name, d in catalog.deployments.items()
             ),
             rules,
+            quality_model,
         )
 
     def refusing(self, reasons: Mapping[str, str]) -> Self:
@@ -249,6 +262,7 @@ class Snapshot:
     def to_json(self) -> bytes:
         """The same snapshot gives the same bytes."""
         known = {"catalog": self.catalog, "candidates": self.candidates, "rules": self.rules}
+        known["quality_model"] = self.quality_model
         return orjson.dumps(known, default=plain, option=orjson.OPT_SORT_KEYS)
 
     @classmethod
@@ -270,6 +284,7 @@ class Snapshot:
                 for c in body["candidates"]
             ),
             Rules.from_dict(body["rules"]) if "rules" in body else Rules(),
+            body.get("quality_model", ""),
         )
 
 

@@ -16,9 +16,12 @@ import orjson
 from tieryard.errors import NotFoundError
 from tieryard.ids import public
 from tieryard.store import enqueued, idempotency
+from tieryard.store.benchmarks import BENCHMARK_TENANT
 from tieryard.store.connection import Connection, Store
 from tieryard.store.idempotency import Mark
 from tieryard.store.schema import File
+
+_MOST_BEHIND = 64  # jobs of a batch that is behind, released and not final
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class FileBatch:
 class OpenBatch:
     """A batch that is not finished, for the feeder. `deadline` is its window's end, or its tier's own if that is
     earlier. Counts are lines; `outstanding` are released, not final, and `resting` those of them that are to wait a
-    while before they are routed again."""
+    while before they are routed again. `behind`: it is the system's own, and gets what others leave."""
 
     id: int
     tenant_id: int
@@ -63,6 +66,7 @@ class OpenBatch:
     lowest: int | None
     stopping: bool = False
     resting: int = 0
+    behind: bool = False
 
     def released_further(self, n: int) -> Self:
         """The same batch with `n` more lines released."""
@@ -70,8 +74,12 @@ class OpenBatch:
 
     @property
     def releasable(self) -> int:
-        """Nothing more goes out once it is cancelled or past its window: what waits is rescue's to end."""
-        return 0 if self.stopping else self.expanded_to - self.released_to
+        """Nothing more goes out once it is cancelled or past its window: what waits is rescue's to end. Of one that is
+        behind there is little at a time, for what has been released counts as load where others are routed."""
+        if self.stopping:
+            return 0
+        left = self.expanded_to - self.released_to
+        return max(0, min(left, _MOST_BEHIND - self.outstanding)) if self.behind else left
 
     @property
     def done(self) -> bool:
@@ -83,7 +91,8 @@ class OpenBatch:
 _OPEN = """
 SELECT b.id, b.tenant_id, b.tier, b.first_job_id, b.total, b.expanded_to, b.released_to,
        least(b.deadline, b.created_at + wish.seconds * interval '1 second') AS due,
-       w.outstanding, w.lowest, b.cancelling_at IS NOT NULL OR b.deadline < now(), w.resting
+       w.outstanding, w.lowest, b.cancelling_at IS NOT NULL OR b.deadline < now(), w.resting,
+       b.tenant_id = ANY (ARRAY(SELECT id FROM tenant WHERE name = %(last)s)) AS behind
 FROM batch b
 LEFT JOIN unnest(%(ids)s::bigint[], %(floors)s::bigint[]) AS f (id, floor) ON f.id = b.id
 LEFT JOIN unnest(%(tiers)s::text[], %(wishes)s::float8[]) AS wish (tier, seconds) ON wish.tier = b.tier
@@ -94,7 +103,7 @@ CROSS JOIN LATERAL (
       AND job.id >= coalesce(f.floor, b.first_job_id) AND job.id < b.first_job_id + b.released_to
 ) w
 WHERE b.finished_at IS NULL AND b.finalizing_at IS NULL
-ORDER BY due, b.id
+ORDER BY behind, due, b.id
 """
 
 # All jobs are final. A list is finished with that; a file's batch when its output has been measured (`close`).
@@ -180,12 +189,19 @@ def save_batch(store: Store, new: NewBatch, lines: list[str], *, mark: Mark | No
     """
     batch_id = store.reserve_ids(len(lines) + 1)
     with store.transaction() as connection:
-        with connection.cursor().copy("COPY line (source_id, line_no, body) FROM STDIN") as copy:
-            for number, body in enumerate(lines, start=1):
-                copy.write_row((batch_id, number, body))
-        # After the lines: whoever comes with the same key waits for this row's commit, and not for the COPY.
-        _insert(connection, batch_id, new, mark, source=batch_id, total=len(lines), requests=len(lines))
+        put_batch(connection, batch_id, new, lines, mark=mark)
     return batch_id
+
+
+def put_batch(
+    connection: Connection, batch_id: int, new: NewBatch, lines: list[str], *, mark: Mark | None = None
+) -> None:
+    """`save_batch` in the caller's transaction, under `len(lines) + 1` ids that it has reserved."""
+    with connection.cursor().copy("COPY line (source_id, line_no, body) FROM STDIN") as copy:
+        for number, body in enumerate(lines, start=1):
+            copy.write_row((batch_id, number, body))
+    # After the lines: whoever comes with the same key waits for this row's commit, and not for the COPY.
+    _insert(connection, batch_id, new, mark, source=batch_id, total=len(lines), requests=len(lines))
 
 
 def save_file_batch(store: Store, new: NewBatch, made: FileBatch, *, mark: Mark | None = None) -> int:
@@ -236,9 +252,10 @@ def _insert(connection: Connection, batch_id: int, new: NewBatch, mark: Mark | N
 
 
 def open_batches(connection: Connection, floors: dict[int, int], wishes: dict[str, float]) -> list[OpenBatch]:
-    """Batches with jobs to come or to end, the first due first. `floors`: lowest unfinished job ids known. `wishes`:
-    seconds from acceptance within which a tier's jobs should be done, where that is less than their window."""
-    known = {"ids": list(floors), "floors": list(floors.values())}
+    """Batches with jobs to come or to end, the first due first, benchmarks' behind all others. `floors`: lowest
+    unfinished job ids known. `wishes`: seconds from acceptance within which a tier's jobs should be done, where that is
+    less than their window."""
+    known = {"ids": list(floors), "floors": list(floors.values()), "last": BENCHMARK_TENANT}
     rows = connection.execute(_OPEN, {**known, "tiers": list(wishes), "wishes": list(wishes.values())})
     return [OpenBatch(*row) for row in rows]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
 import orjson
 
@@ -33,7 +34,9 @@ TRANSIENT = (
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Where a call goes: the decision, and the snapshot that it was made on. `snapshot_id` where that is stored."""
+    """Where a call goes: the decision, and the snapshot that it was made on. `snapshot_id` where that is stored.
+    `extra_usd`: what it costs above the router's choice, where it explores. `canary`: the candidate for whose canary it
+    counts, if any."""
 
     deployment: str
     reason: str
@@ -42,6 +45,8 @@ class Choice:
     snapshot_id: int | None = None
     fallback: bool = False
     explored: bool = False
+    extra_usd: Decimal = Decimal(0)
+    canary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +80,9 @@ WITH mine AS (
 ), request AS (
     INSERT INTO line (source_id, line_no, body) SELECT %(id)s::bigint, 1, %(body)s::text FROM mine
 ), decided AS (
-    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored)
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored, canary)
     SELECT %(id)s::bigint, 0, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text, %(features)s::jsonb,
-           %(fallback)s::boolean, %(explored)s::boolean
+           %(fallback)s::boolean, %(explored)s::boolean, nullif(%(canary)s::text, '')
     FROM mine
 )
 INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, fence, worker_id, attended, deployment, category,
@@ -101,9 +106,9 @@ WITH moved AS (
     SELECT %(id)s::bigint, %(fence)s::int, %(worker)s::bigint, %(before)s::text, 'rerouted', %(claimed)s::timestamptz,
            %(wait)s::real, %(latency)s::real, %(error)s::text FROM moved
 ), decided AS (
-    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored)
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored, canary)
     SELECT %(id)s::bigint, %(fence)s::int, %(snapshot)s::bigint, %(deployment)s::text, %(reason)s::text,
-           %(features)s::jsonb, %(fallback)s::boolean, %(explored)s::boolean FROM moved
+           %(features)s::jsonb, %(fallback)s::boolean, %(explored)s::boolean, nullif(%(canary)s::text, '') FROM moved
 )
 SELECT created_at, claimed_at FROM moved
 """
@@ -182,6 +187,7 @@ def _decision(connection: Connection, choice: Choice) -> dict[str, object]:
         "features": orjson.dumps(choice.features.stored(), default=plain).decode(),
         "fallback": choice.fallback,
         "explored": choice.explored,
+        "canary": choice.canary,
     }
 
 

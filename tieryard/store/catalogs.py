@@ -21,8 +21,9 @@ INSERT INTO catalog_version (hash, body, note, rolled_back_to)
 VALUES (%(hash)s, %(body)s, %(note)s, %(rolled_back_to)s) RETURNING {_COLUMNS}
 """  # noqa: S608  # a constant
 
+# Jobs of a batch are of its tier; single ones are at hand in the index of what is not final.
 _UNFINISHED = """
-SELECT tier FROM job WHERE finished_at IS NULL AND NOT tier = ANY(%(tiers)s)
+SELECT tier FROM job WHERE batch_id IS NULL AND finished_at IS NULL AND NOT tier = ANY(%(tiers)s)
 UNION SELECT tier FROM batch WHERE finished_at IS NULL AND NOT tier = ANY(%(tiers)s) ORDER BY tier
 """
 
@@ -117,7 +118,13 @@ def apply_first(store: Store, body: str, *, name: str) -> Version:
         return Version(*(found or connection.execute(_APPLY, wanted).fetchall()[0]))
 
 
+def unfinished_tiers(connection: Connection, tiers: Collection[str]) -> list[str]:
+    """Those of unfinished jobs that are not among these."""
+    return [row[0] for row in connection.execute(_UNFINISHED, {"tiers": list(tiers)})]
+
+
 def _refuse_stranding(connection: Connection, tiers: Collection[str]) -> None:
-    """Nobody would consume the queue of a tier that is gone."""
-    if left := [row[0] for row in connection.execute(_UNFINISHED, {"tiers": list(tiers)})]:
+    """They would be done without the SLO that they were promised. A process that has not heard yet may still take a few
+    in."""
+    if left := unfinished_tiers(connection, tiers):
         raise ConflictError(f"jobs of tier {', '.join(left)} are not final: keep it until they are, or cancel them")

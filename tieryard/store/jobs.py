@@ -51,7 +51,8 @@ class Waiting:
 @dataclass(frozen=True, slots=True)
 class Routed:
     """A decision to save. `deployment` None refuses the job for `reason`, or has it wait for `defer_s` and be routed
-    again; `prefix_key` 0 is none. `extra_usd` is what exploring is expected to cost above the choice."""
+    again; `prefix_key` 0 is none. `extra_usd` is what exploring is expected to cost above the choice, and `canary` the
+    candidate for whose canary it counts, if any."""
 
     job_id: int
     fence: int
@@ -64,6 +65,7 @@ class Routed:
     fallback: bool = False
     explored: bool = False
     extra_usd: Decimal = _NOTHING
+    canary: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ _ROUTE = """
 WITH choice AS (
     SELECT * FROM jsonb_to_recordset(%(choices)s::jsonb)
         AS c (job_id bigint, fence int, deployment text, category text, reason text, features jsonb,
-              prefix_key bigint, defer_s real, fallback boolean, explored boolean)
+              prefix_key bigint, defer_s real, fallback boolean, explored boolean, canary text)
 ), moved AS (
     UPDATE job SET state = 'routed', deployment = choice.deployment, category = choice.category,
                    prefix_key = nullif(choice.prefix_key, 0),
@@ -135,14 +137,17 @@ WITH choice AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
     SELECT tenant_id, 'job.failed', id FROM refused WHERE wants_callback
 ), kept AS (
-    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored, deferred)
+    INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored, deferred,
+                          canary)
     SELECT choice.job_id, choice.fence, %(snapshot)s, choice.deployment, choice.reason,
-           coalesce(choice.features, '{}'), choice.fallback, choice.explored, choice.defer_s > 0
+           coalesce(choice.features, '{}'), choice.fallback, choice.explored, choice.defer_s > 0,
+           nullif(choice.canary, '')
     FROM choice
     WHERE choice.job_id IN (SELECT id FROM moved UNION ALL SELECT id FROM refused UNION ALL SELECT id FROM deferred)
     ON CONFLICT (job_id, fence) DO UPDATE SET snapshot_id = excluded.snapshot_id, reason = excluded.reason,
         deployment = excluded.deployment, features = excluded.features, fallback = excluded.fallback,
-        explored = excluded.explored, deferred = decision.deferred OR excluded.deferred, decided_at = now()
+        explored = excluded.explored, deferred = decision.deferred OR excluded.deferred, canary = excluded.canary,
+        decided_at = now()
 )
 SELECT id FROM moved
 """
@@ -247,7 +252,9 @@ def _choice(decision: Routed) -> dict[str, Any]:
     return {name: getattr(decision, name) for name in _CHOICE} | {"features": features}
 
 
-_CHOICE = ("job_id", "fence", "deployment", "category", "reason", "prefix_key", "defer_s", "fallback", "explored")
+_CHOICE = (
+    "job_id", "fence", "deployment", "category", "reason", "prefix_key", "defer_s", "fallback", "explored", "canary",
+)  # fmt: skip
 
 
 def save_snapshot(connection: Connection, body: bytes) -> int:

@@ -12,20 +12,32 @@ from enum import StrEnum
 
 from tieryard.errors import AuthError, ConflictError, NotFoundError, UserError
 from tieryard.ids import public
+from tieryard.store.benchmarks import BENCHMARK_TENANT
 from tieryard.store.connection import Connection, Store
 from tieryard.store.shadows import SHADOW_TENANT
 
 PREFIX = "ty_"
 _SHOWN = 7
+SYSTEM_TENANTS = {
+    SHADOW_TENANT: "holds copies of all tenants' jobs",
+    BENCHMARK_TENANT: "holds what the fleet asks to measure itself",
+}
+"""The system's own, whose jobs wait behind everybody's: what each is for."""
+
 _ID = re.compile(r"key_([0-9]{1,18})")
 
 
 class Scope(StrEnum):
-    """What a key may do. A key has all of them unless it was made with fewer."""
+    """What a key may do. A key has all that callers need unless it was made with others; `benchmark`, which measures
+    the fleet at its operator's cost, must be named."""
 
     INFER = "infer"
     BATCH = "batch"
     READ = "read"
+    BENCHMARK = "benchmark"
+
+
+_CALLERS = (Scope.INFER, Scope.BATCH, Scope.READ)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +97,10 @@ def add_key(
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> bool:
-    """Gives the tenant (made if new) this key, with all scopes unless some are named. False when the key exists. Raises
-    UserError for the tenant that holds copies of everybody's jobs."""
-    if tenant == SHADOW_TENANT:
-        raise UserError(f"'{SHADOW_TENANT}' holds copies of all tenants' jobs, and has no keys; name another tenant")
+    """Gives the tenant (made if new) this key, with what callers need unless scopes are named. False when the key
+    exists. Raises UserError for a tenant of the system's own."""
+    if (holds := SYSTEM_TENANTS.get(tenant)) is not None:
+        raise UserError(f"'{tenant}' {holds}, and has no keys; name another tenant")
     rows = store.fetch(
         """
         WITH t AS (
@@ -105,7 +117,7 @@ def add_key(
             # A short key that somebody made up must not be given away by its prefix.
             "prefix": key[: min(_SHOWN, len(key) // 4)],
             "digest": digest(key),
-            "scopes": [str(s) for s in dict.fromkeys(Scope if scopes is None else scopes)],
+            "scopes": [str(s) for s in dict.fromkeys(_CALLERS if scopes is None else scopes)],
             "requests": requests_per_minute,
             "tokens": tokens_per_minute,
         },

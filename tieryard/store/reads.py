@@ -14,7 +14,7 @@ from tieryard.errors import NotFoundError
 from tieryard.ids import public
 from tieryard.job import State
 from tieryard.store.connection import Store
-from tieryard.store.schema import Batch, Decision, Job, Ledger, Line, Result, RoutingSnapshot, Timing
+from tieryard.store.schema import Batch, Decision, Job, Ledger, Line, Outcome, Result, RoutingSnapshot, Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class Story:
     decisions: list[tuple[Decision, dict[str, Any]]]
     starts: list[Timing]
     money: list[Ledger]
+    outcomes: list[Outcome]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,9 @@ def get_story(store: Store, job_id: int, *, tenant_id: int) -> Story:
         )
         starts = session.exec(select(Timing).where(Timing.job_id == job_id).order_by(col(Timing.fence)))
         money = session.exec(select(Ledger).where(Ledger.job_id == job_id).order_by(col(Ledger.fence)))
-        story = Story(row, [(d, dict(body or {})) for d, body in decisions], list(starts), list(money))
+        scores = session.exec(select(Outcome).where(Outcome.job_id == job_id).order_by(col(Outcome.scored_at)))
+        made = [(decision, dict(body or {})) for decision, body in decisions]
+        story = Story(row, made, list(starts), list(money), list(scores))
         session.expunge_all()
         return story
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tieryard.job import MAX_WORKER_DEATHS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
+from tieryard.store.keys import SYSTEM_TENANTS
 
 _BURY = """
 UPDATE worker SET stopped_at = now() WHERE stopped_at IS NULL AND lease_until < now() RETURNING id, kind, deployment
@@ -112,13 +113,14 @@ RETURNING job.id
 # what names it.
 _STRANDED = """
 WITH fallen AS (
-    SELECT * FROM unnest(%(names)s::text[], %(until)s::float8[]) AS fallen (deployment, until)
+    SELECT * FROM unnest(%(names)s::text[], %(ago_s)s::float8[]) AS fallen (deployment, ago_s)
 ), stranded AS (
     SELECT job.id FROM fallen
     JOIN in_yard ON in_yard.state = 'routed' AND in_yard.deployment = fallen.deployment
     JOIN job ON job.id = in_yard.id
     JOIN decision ON decision.job_id = job.id AND decision.fence = job.fence
-    WHERE decision.decided_at < to_timestamp(fallen.until) AND decision.features ->> 'model' <> job.deployment
+    WHERE decision.decided_at < now() - fallen.ago_s * interval '1 second'
+      AND decision.features ->> 'model' <> job.deployment
     ORDER BY job.id
     FOR UPDATE OF job SKIP LOCKED
 )
@@ -156,10 +158,12 @@ WITH due AS (
     UPDATE job SET nudge_at = now() + greatest(%(patience)s * interval '1 second',
                                                now() - coalesce(free.released_before, now()))
     FROM free WHERE job.id = free.id
-    RETURNING job.id, job.state, job.tier, job.deployment, coalesce(job.prefix_key, 0) AS prefix_key,
+    RETURNING job.id, job.state, job.tier, job.deployment, coalesce(job.prefix_key, 0) AS prefix_key, job.tenant_id,
               free.was_due
 )
-SELECT id, state, tier, deployment, prefix_key FROM nudged ORDER BY was_due, id
+SELECT id, state, tier, deployment, prefix_key,
+       tenant_id = ANY (ARRAY(SELECT id FROM tenant WHERE name = ANY(%(system)s)))
+FROM nudged ORDER BY was_due, id
 """
 
 _MARK = """
@@ -178,13 +182,15 @@ _MOST_NUDGES = 20_000  # a sweep's, so that none is long; all there are when Red
 
 @dataclass(frozen=True, slots=True)
 class Nudge:
-    """A job to publish again: to its tier's queue when queued, to its deployment's, or its home's, when routed."""
+    """A job to publish again: to its tier's queue when queued, to its deployment's, or its home's, when routed.
+    `behind`: it is the system's own, and waits behind everybody's."""
 
     id: int
     state: str
     tier: str
     deployment: str | None
     prefix_key: int
+    behind: bool = False
 
 
 def bury(connection: Connection) -> list[tuple[int, str, str | None]]:
@@ -219,11 +225,11 @@ def reroute(connection: Connection, known: Collection[str], *, version: int) -> 
 
 def reroute_stranded(connection: Connection, fallen: Mapping[str, float]) -> int:
     """Takes routed jobs back from deployments that serve no more, where the decision is older than `fallen` says
-    (epoch seconds, `Metrics.fallen`), and is not the job's own word: how many."""
+    (seconds ago, `Metrics.fallen`), and is not the job's own word: how many."""
     if not fallen:
         return 0
     waiting = [s for s in sources(State.QUEUED, Mover.RESCUE) if s in WAITING]
-    wanted = {"names": list(fallen), "until": list(fallen.values()), "from": waiting}
+    wanted = {"names": list(fallen), "ago_s": list(fallen.values()), "from": waiting}
     return len(connection.execute(_STRANDED, wanted).fetchall())
 
 
@@ -244,6 +250,7 @@ def due_nudges(
     waiting = sorted(WAITING)
     most = None if everything else _MOST_NUDGES
     wanted = {"waiting": waiting, "all": everything, "lost": list(lost), "patience": patience_s, "most": most}
+    wanted["system"] = list(SYSTEM_TENANTS)
     rows = connection.execute(_NUDGE, wanted).fetchall()
     connection.execute(_MARK, {"patience": patience_s})
     return [Nudge(*row) for row in rows]

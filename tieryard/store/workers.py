@@ -4,9 +4,95 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 
 from tieryard.errors import LeaseLostError
-from tieryard.store.connection import Store
+from tieryard.store.connection import Connection, Store
+
+# Who left is known by its last heartbeat: one that was declared dead may have been replaced long before that.
+_REPLICAS = """
+WITH replica AS (
+    SELECT id, started_at, stopped_at, lease_until - %(lease)s * interval '1 second' AS seen_at
+    FROM worker WHERE kind = 'infer' AND deployment = %(deployment)s
+), gone AS (
+    SELECT max(seen_at) AS at FROM replica WHERE stopped_at > now() - %(within)s * interval '1 second'
+)
+SELECT id, gone.at IS NULL OR started_at > gone.at FROM replica, gone WHERE stopped_at IS NULL
+"""
+
+_BEAT = """
+UPDATE worker SET lease_until = now() + %(lease)s * interval '1 second', catalog_version = %(version)s,
+                  catalog_fault = %(fault)s
+WHERE id = %(id)s AND stopped_at IS NULL RETURNING (SELECT coalesce(max(id), 0) FROM catalog_version)
+"""
+
+_FOLLOWING = """
+SELECT kind, deployment, host, pid, worker.catalog_version, catalog_fault FROM worker
+WHERE stopped_at IS NULL AND lease_until > now() AND worker.catalog_version IS NOT NULL ORDER BY kind, deployment, id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The catalog version that a process goes by, 0 for its file's; `fault` is what keeps it from the newest. Both None
+    for a process that follows no catalog."""
+
+    version: int | None = None
+    fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A live process that follows the catalog, as it told with its last heartbeat."""
+
+    kind: str
+    deployment: str | None
+    host: str
+    pid: int
+    taken: Taken
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {self.deployment}" if self.deployment else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Followers:
+    """The newest catalog version, 0 where there is none, and every process that follows it."""
+
+    newest: int
+    processes: tuple[Following, ...]
+
+    @property
+    def behind(self) -> tuple[Following, ...]:
+        """Those that go by another, be it that they have yet to take the newest over."""
+        return tuple(p for p in self.processes if p.taken.version != self.newest)
+
+    @property
+    def unable(self) -> bool:
+        """Whether one of them has said that it cannot."""
+        return any(p.taken.fault for p in self.behind)
+
+    def summary(self) -> str:
+        """How many do, and of what kind those are that do not: nothing that a stranger may not read."""
+        return "; ".join([self._counted(), *sorted({f"{p.name} still by {_version(p)}" for p in self.behind})])
+
+    def told(self) -> str:
+        """How many do, and each process that does not, with why: for operators."""
+        return "; ".join([self._counted(), *(_why(p) for p in self.behind)])
+
+    def _counted(self) -> str:
+        going, whole = len(self.processes) - len(self.behind), len(self.processes)
+        return f"{going} of {whole} processes go by version {self.newest} of the catalog"
+
+
+def _why(process: Following) -> str:
+    fault = process.taken.fault or "it has yet to take the newest over"
+    return f"{process.name} ({process.host}, pid {process.pid}) still by {_version(process)}: {fault}"
+
+
+def _version(process: Following) -> str:
+    return f"version {process.taken.version}" if process.taken.version else "its file"
 
 
 def register(store: Store, kind: str, *, deployment: str | None, lease_s: float) -> int:
@@ -25,14 +111,11 @@ def register(store: Store, kind: str, *, deployment: str | None, lease_s: float)
     return int(rows[0][0])
 
 
-def beat(store: Store, worker_id: int, *, lease_s: float) -> int:
-    """Renews the lease: the number of the catalog's newest version, 0 where there is none. Raises LeaseLostError when
-    the worker has been declared dead."""
-    rows = store.fetch(
-        "UPDATE worker SET lease_until = now() + %(lease)s * interval '1 second' "
-        "WHERE id = %(id)s AND stopped_at IS NULL RETURNING (SELECT coalesce(max(id), 0) FROM catalog_version)",
-        {"id": worker_id, "lease": lease_s},
-    )
+def beat(store: Store, worker_id: int, *, lease_s: float, taken: Taken = Taken()) -> int:
+    """Renews the lease, and tells which catalog the process goes by: the number of the newest version, 0 where there is
+    none. Raises LeaseLostError when the worker has been declared dead."""
+    told = {"version": taken.version, "fault": taken.fault}
+    rows = store.fetch(_BEAT, {"id": worker_id, "lease": lease_s, **told})
     if not rows:
         raise LeaseLostError(f"worker {worker_id} was silent for more than {lease_s:g} s and declared dead")
     return int(rows[0][0])
@@ -44,6 +127,25 @@ def retire(store: Store, worker_id: int) -> None:
         "UPDATE worker SET stopped_at = now() WHERE id = %(id)s AND stopped_at IS NULL RETURNING id",
         {"id": worker_id},
     )
+
+
+def replicas(connection: Connection, deployment: str, *, lease_s: float, within_s: float) -> dict[int, bool]:
+    """Infer processes of this deployment that have neither stopped nor been declared dead, by worker id: whether each
+    came after the last that did, which is true of all where none has within that time."""
+    rows = connection.execute(_REPLICAS, {"deployment": deployment, "lease": lease_s, "within": within_s})
+    return {row[0]: row[1] for row in rows}
+
+
+def followers(store: Store) -> Followers:
+    """Whether every live process goes by the newest catalog."""
+    with store.transaction() as connection:
+        rows = connection.execute(_FOLLOWING).fetchall()
+        [[newest]] = connection.execute("SELECT coalesce(max(id), 0) FROM catalog_version").fetchall()
+    found = (
+        Following(kind, deployment, host, pid, Taken(version, fault))
+        for kind, deployment, host, pid, version, fault in rows
+    )
+    return Followers(newest, tuple(found))
 
 
 def fresh_on(store: Store, *, host: str) -> bool:

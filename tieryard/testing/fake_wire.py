@@ -223,6 +223,8 @@ def read_generation(body: dict[str, Any], plan: FakePlan, *, number: int, arrive
         full = []
     elif call is not None:
         full = ["", orjson.dumps(smallest_instance(call.get("parameters") or {})).decode()]
+    elif plan.says is not None and (said := plan.says(prompt)) is not None:
+        full = _pieces(said)
     else:
         full = _answer(body, plan.length if not body.get("ignore_eos") else most)
     if name == "line_separators":
@@ -322,9 +324,13 @@ def _answer(body: dict[str, Any], length: int) -> list[str]:
     wanted = body.get("response_format") or {}
     if wanted.get("type") in ("json_object", "json_schema"):
         schema = (wanted.get("json_schema") or {}).get("schema", {})
-        text = orjson.dumps(smallest_instance(schema)).decode()
-        return [text[i : i + 4] for i in range(0, len(text), 4)]
+        return _pieces(orjson.dumps(smallest_instance(schema)).decode())
     return [f"tok{i}" if i == 0 else f" tok{i}" for i in range(length)]
+
+
+def _pieces(text: str) -> list[str]:
+    """Four characters a token."""
+    return [text[i : i + 4] for i in range(0, len(text), 4)]
 
 
 def smallest_instance(schema: Any, root: Any = None) -> Any:

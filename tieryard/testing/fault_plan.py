@@ -77,6 +77,7 @@ class FakePlan:
     is answered 429, with Retry-After if it `says_when`.
     With `pings` a chat's role-only chunk comes at once, and `: ping` comments before each event. An event leaves in
     `split` writes to the connection. With `records` the fake keeps what it sent when (`FakeVllm.pace.sent`).
+    `says` is called with each completion's prompt: the text that it answers with, or None for the fake's own words.
     `faults` maps a request's number, or is called with its number and prompt.
     """
 
@@ -99,6 +100,7 @@ class FakePlan:
     split: int = 1
     freeze: Freeze | None = None
     records: bool = False
+    says: Callable[[str], str | None] | None = None
     faults: Faults | None = None
 
     def fault_for(self, number: int, prompt: str) -> Fault | None:

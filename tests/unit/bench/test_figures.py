@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tieryard import profiles
 from tieryard.bench.figures import Rent, Slos, duration_s, gaps_ms, goodput, measure, to_profile
 from tieryard.bench.load import Closed, Open, Run
 from tieryard.bench.trace import Arrival, TokenSource, Trace
 from tieryard.catalog import Price
-from tieryard.metrics import _profile
 from tieryard.routing import Profile
 
 PRICE = Price(input_usd_per_1m=Decimal("0.50"), output_usd_per_1m=Decimal("2.00"))
@@ -184,7 +184,7 @@ def test_one_count_that_is_not_the_servers_is_said():
 def profile_of(figures):
     """As the router reads it from Redis."""
     raw = {name.encode(): str(value).encode() for name, value in to_profile(figures).items()}
-    return _profile(raw, stale_before=0.0)
+    return profiles.read(raw, stale_before=0.0)
 
 
 def test_a_profile_is_what_the_router_reads():
@@ -203,6 +203,7 @@ def test_a_profile_is_what_the_router_reads():
     assert profile.cost_per_1k == pytest.approx(0.003)
     assert profile.error_rate == 0
     unmeasured = {"lengths", "quality_score", "quality_samples", "quality_timestamp", "stale", "quality_stale"}
+    unmeasured |= {"benchmark", "benchmark_timestamp", "regressed", "drifted"}  # told beside it
     given = {f.name for f in fields(Profile) if getattr(profile, f.name) != f.default}
     assert {f.name for f in fields(Profile)} - given <= unmeasured
 

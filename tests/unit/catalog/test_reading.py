@@ -18,7 +18,7 @@ def said(text: str) -> str:
 
 
 def test_a_fault_says_its_place_once() -> None:
-    assert said(GOOD.replace("version: 1", "version: 2")) == "t.yaml:2: version: input should be 1"
+    assert said(GOOD.replace("version: 1", "version: 2")) == "t.yaml:2: version: expected 1, not 2"
 
 
 def test_a_duplicate_key_does_not_show_what_it_holds() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +19,9 @@ from tieryard.engines.load import Load
 from tieryard.errors import StoreError
 from tieryard.metrics import EngineState, Replica
 from tieryard.store.reads import PrefixCache
+from tieryard.store.workers import Followers, Following, Taken
 
+NOBODY = Followers(1, ())
 Show = Callable[..., Result]
 BUSY = Load(running=60, waiting=12_345, kv_usage=1.0, preemptions=1_234_567, prefix_queries=1000, prefix_hits=370)
 
@@ -51,6 +54,8 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Show:
         columns: int = 80,
         name: str = "small",
         breaker: Breaker = CLOSED,
+        followers: Followers = NOBODY,
+        words: tuple[str, ...] = (),
     ) -> Result:
         @contextlib.contextmanager
         def live(data_dir: object) -> Iterator[object]:
@@ -66,7 +71,8 @@ def show(monkeypatch: pytest.MonkeyPatch) -> Show:
         monkeypatch.setattr(deployments, "live_metrics", live)
         monkeypatch.setattr(deployments, "database", database)
         monkeypatch.setattr(deployments.reads, "prefix_cache", lambda _, since: caches)
-        return CliRunner().invoke(cli, ["deployments"], env={"COLUMNS": str(columns)})
+        monkeypatch.setattr(deployments.workers, "followers", lambda _: followers)
+        return CliRunner().invoke(cli, ["deployments", *words], env={"COLUMNS": str(columns)})
 
     return run
 
@@ -140,3 +146,37 @@ def test_an_open_breaker_is_shown(show: Show) -> None:
     opened = Breaker(opened=True, open_for_s=5, failed=7, of=9, within_s=30)
     result = show([replica()], [], columns=120, breaker=opened)
     assert "small: its circuit breaker is open: 7 of 9 starts failed in 30 s" in result.output
+
+
+def test_deployments_as_json(show: Show) -> None:
+    [found] = json.loads(show([replica()], [cache()], words=("--json",)).stdout)
+    assert (found["deployment"], found["prefix_cache"]["starts"]) == ("small", 1_234_567)
+    assert (found["replicas"][0]["state"], found["replicas"][0]["load"]["waiting"]) == ("serving", 12_345)
+    assert (found["breaker"]["why"], found["breaker"]["opened"]) == ("", False)
+    away = show([], None, words=("--json",))
+    assert away.exit_code == 1
+    assert json.loads(away.stdout) == [{**found, "replicas": [], "prefix_cache": None}]
+
+
+def follower(version: int, fault: str | None = None, **fields: object) -> Following:
+    plain = {"kind": "infer", "deployment": "qwen", "host": "gpu1", "pid": 17}
+    return Following(**{**plain, **fields}, taken=Taken(version, fault))  # type: ignore[arg-type]
+
+
+def test_a_process_that_cannot_take_the_catalog_is_named_with_why(show: Show) -> None:
+    others = (follower(12, kind="api", deployment=None), follower(12, deployment="small"))
+    fault = "tokenizer '/models/qwen': no file /models/qwen/tokenizer.json"
+    result = show([replica()], [], columns=200, followers=Followers(12, (*others, follower(11, fault))))
+    said = "2 of 3 processes go by version 12 of the catalog; infer qwen (gpu1, pid 17) still by version 11: " + fault
+    assert (said in result.output, result.exit_code) == (True, 1), result.output
+    late = show([replica()], [], columns=200, followers=Followers(12, (*others, follower(11))))
+    assert "still by version 11: it has yet to take the newest over" in late.output
+    assert late.exit_code == 0, "a moment after it was applied this is as it should be"
+    assert "catalog" not in show([replica()], [], followers=Followers(12, others)).output
+
+
+def test_what_a_stranger_may_read_of_it() -> None:
+    behind = [follower(11, "no file /secret"), follower(11, "no file /secret", pid=18), follower(0, host="secret")]
+    found = Followers(12, (follower(12, kind="api", deployment=None), *behind))
+    said = "1 of 4 processes go by version 12 of the catalog"
+    assert found.summary() == f"{said}; infer qwen still by its file; infer qwen still by version 11"

@@ -477,6 +477,23 @@ def test_where_none_qualifies_the_best_that_is_in_time_is_taken_and_else_the_qui
     assert decide(make.features(tier="realtime"), late).deployment == "small"
 
 
+def test_where_only_the_price_asked_is_missed_the_cheapest_is_taken() -> None:
+    """Who asks for a low price is not sent to the dearest because nobody meets it."""
+    dear = replace(LARGE, name="dear", input_usd_per_1m=Decimal(9), output_usd_per_1m=Decimal(9), quality=0.99)
+    best = make.snapshot(SMALL, LARGE, dear, rules=bound(max_cost_per_1k=Decimal("0.000001")))
+    decision = decide(make.features(tier="realtime"), best)
+    assert (decision.deployment, decision.fallback) == ("small", True)
+    assert decision.reason.startswith("none qualifies (costs $")
+    assert decision.reason.endswith("; small is the cheapest of those that miss only the price")
+    asked = make.features(tier="realtime", bounds=Bounds(max_cost_per_1k=Decimal("0.000001")))
+    assert decide(asked, replace(best, rules=bound(max_ttft_ms=1e9))).deployment == "small", "whoever sets it"
+    floor = bound(max_cost_per_1k=Decimal("0.000001"), min_quality=0.98)
+    assert decide(make.features(tier="realtime"), replace(best, rules=floor)).deployment == "dear", "quality holds"
+    assert decide(make.features(tier="realtime"), replace(best, rules=bound(max_ttft_ms=1.0))).deployment == "small"
+    late = bound(max_cost_per_1k=Decimal("0.000001"), max_ttft_ms=1.0)
+    assert decide(make.features(tier="realtime"), replace(best, rules=late)).reason.endswith("is the quickest")
+
+
 # --- jobs that may wait -----------------------------------------------------------------------------------
 
 DOWN = replace(SMALL, live=False, capacity=0, awaited=True)

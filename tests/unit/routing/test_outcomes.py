@@ -42,6 +42,11 @@ def test_what_was_expected_is_worked_out_as_the_decision_had_it() -> None:
     assert found.rules == 0.5
     assert predicted_for("one", make.features(), LEARNED) == Predicted(None, 0.5), "no word on this prompt"
     assert predicted_for("gone", hard, LEARNED) is None
+    named = replace(LEARNED, quality_model="a1b2")
+    assert [p.quality_model for job in (hard, make.features()) if (p := predicted_for("one", job, named))] == [
+        "a1b2",
+        None,
+    ], "whose word it was"
     stepped_back = replace(LEARNED, rules=Rules(classifier="rules", step_back="contradicted"))
     assert predicted_for("one", hard, stepped_back) == found, "else it could never come back"
 

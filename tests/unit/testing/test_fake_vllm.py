@@ -37,6 +37,15 @@ def test_a_whole_answer(client):
     assert body["usage"] == {"prompt_tokens": 6, "completion_tokens": 7, "total_tokens": 13}
 
 
+def test_it_says_what_it_is_told_to():
+    plan = FakePlan(says=lambda prompt: "just so" if "two" in prompt else None, length=1)
+    with FakeVllm.in_thread(plan) as fake, httpx.Client(base_url=fake.url) as client:
+        told = client.post("/v1/chat/completions", json=CHAT).json()
+        own = client.post("/v1/completions", json={"prompt": "one"}).json()
+    assert (told["choices"][0]["message"]["content"], told["usage"]["completion_tokens"]) == ("just so", 2)
+    assert own["choices"][0]["text"] == "tok0"
+
+
 def test_a_text_completion(client):
     body = client.post("/v1/completions", json={"prompt": "one two three", "max_tokens": 2}).json()
     assert body["object"] == "text_completion"

@@ -1,0 +1,208 @@
+"""`tieryard bench`: measures how fast deployments are. Works on the database itself; the benchmark worker does the
+rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from tieryard.bench.asking import Ask, CapacityAsk, SpeedAsk, asked_runs
+from tieryard.catalog import Catalog
+from tieryard.cli.fleet import DataDirOption, database
+from tieryard.cli.printing import JsonOption, print_json, shown_time
+from tieryard.cli.tables import FittedTable, table
+from tieryard.errors import UserError
+from tieryard.ids import internal
+from tieryard.in_force import parse
+from tieryard.requests.fields import refusal
+from tieryard.store import Store, benchmarks, catalogs
+from tieryard.store.benchmarks import KIND, BenchmarkRun, RunKind, RunState
+
+cli = typer.Typer(help="Measure how fast deployments are.", no_args_is_help=True)
+
+DeploymentOption = Annotated[str | None, typer.Option(help="Whom to measure. Default: every deployment of text.")]
+RunArgument = Annotated[str, typer.Argument(help="A run's id, such as benchmark_42.")]
+WaitOption = Annotated[bool, typer.Option(help="Wait for the end and print what was found.")]
+_EVERY_S = 1.0
+
+
+@cli.command()
+def run(
+    deployment: DeploymentOption = None,
+    category: Annotated[str | None, typer.Option(help="Only requests of this one.")] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Requests at any time. Default: all it takes.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second, at random times, instead.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="How many are measured. Default: by the load.")] = None,
+    capacity: Annotated[bool, typer.Option("--capacity", help="Search the highest rate that holds the SLOs.")] = False,
+    low: Annotated[float | None, typer.Option(help="With --capacity: the rate to begin with.")] = None,
+    high: Annotated[float | None, typer.Option(help="With --capacity: the highest rate to try.")] = None,
+    wait: WaitOption = True,
+    as_json: JsonOption = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Sends deployments a load and measures TTFT, TPOT, throughput, errors and cost, by category. Users' jobs go first:
+    a run waits until there is room beside them, and gives way to them."""
+    shape: dict[str, Any] = {"concurrency": concurrency, "rate_per_s": rate, "requests": requests}
+    search: dict[str, Any] = {"low": low, "high": high}
+    wrong, given = (shape, search) if capacity else (search, shape)
+    if not_meant := [name for name, value in wrong.items() if value is not None]:
+        raise UserError(f"--{not_meant[0].partition('_')[0]} is {'not ' if capacity else ''}for --capacity")
+    told = {"kind": "capacity" if capacity else "speed", "deployment": deployment, "category": category, **given}
+    with database(data_dir) as store:
+        ask = _read(CapacityAsk if capacity else SpeedAsk, told)
+        ids = benchmarks.create(store, asked_runs(ask, in_force(store), store))
+        found = watch(store, ids) if wait else [benchmarks.get(store, number) for number in ids]
+        if as_json:
+            print_json([_whole(store, one) for one in found])
+            return
+        console = Console()
+        for one in found:
+            _show(console, store, one, brief=not wait)
+    if any(one.state not in (RunState.QUEUED, RunState.RUNNING, RunState.SUCCEEDED) for one in found):
+        raise typer.Exit(1)
+
+
+@cli.command("list")
+def list_runs(
+    deployment: DeploymentOption = None,
+    kind: Annotated[RunKind | None, typer.Option(help="Only those of this kind.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    as_json: JsonOption = False,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Lists runs, newest first."""
+    with database(data_dir) as store:
+        found = benchmarks.listing(store, deployment=deployment, kind=kind, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    headers = ("run", "kind", "deployment", "state", "asked (UTC)", "why")
+    rows = [
+        (one.public_id, one.kind, one.deployment, one.state, shown_time(one.created_at, "%m-%d %H:%M"), _why(one))
+        for one in found
+    ]
+    Console().print(table(headers, rows, folds=("deployment", "why")) if rows else "no run yet: tieryard bench run")
+
+
+@cli.command()
+def show(run: RunArgument, as_json: JsonOption = False, data_dir: DataDirOption = None) -> None:
+    """A run, with all that it has found."""
+    with database(data_dir) as store:
+        found = benchmarks.get(store, internal(KIND, run))
+        if as_json:
+            print_json(_whole(store, found))
+        else:
+            _show(Console(), store, found)
+
+
+@cli.command()
+def cancel(run: RunArgument, data_dir: DataDirOption = None) -> None:
+    """Cancels a run: at once while it waits, within seconds while it runs."""
+    with database(data_dir) as store:
+        found = benchmarks.cancel(store, internal(KIND, run))
+    if not found.cancelling:
+        raise UserError(f"cannot cancel {run}: it is {found.state}")
+    typer.echo(f"{run}: {found.state if found.state == RunState.CANCELLED else 'asked to stop'}")
+
+
+def in_force(store: Store) -> Catalog:
+    """The catalog that the fleet goes by. Raises UserError where there is none yet."""
+    version = catalogs.newest(store)
+    if version is None:
+        raise UserError("no catalog is in force yet: start the fleet, or `tieryard config apply`")
+    return parse(version)
+
+
+def watch(store: Store, ids: Iterable[int]) -> list[BenchmarkRun]:
+    """These runs at their end. Meanwhile says what each waits for."""
+    wanted = list(ids)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bars = {number: progress.add_task(benchmarks.name_of(number), total=None) for number in wanted}
+        while True:
+            found = [benchmarks.get(store, number) for number in wanted]
+            for one in found:
+                about = f"{one.public_id} on {one.deployment}: {one.state}" + (f" ({one.why})" if one.why else "")
+                progress.update(bars[one.id], description=about)
+            if all(one.finished_at is not None for one in found):
+                return found
+            time.sleep(_EVERY_S)
+
+
+def _read(kind: Callable[..., Ask], told: dict[str, Any]) -> Ask:
+    try:
+        return kind(**{name: value for name, value in told.items() if value is not None})
+    except ValidationError as error:
+        raise refusal(error) from None
+
+
+def _why(one: BenchmarkRun) -> str:
+    return one.regressed or one.why or ""
+
+
+def _whole(store: Store, one: BenchmarkRun) -> dict[str, Any]:
+    shown = {name: getattr(one, name) for name in BenchmarkRun.__slots__ if name != "id"}
+    cost = benchmarks.cost_of(store, one)
+    return {"id": one.public_id, **shown, "profiles": benchmarks.profiles_of(store, one.id), "cost_usd": cost}
+
+
+def _show(console: Console, store: Store, one: BenchmarkRun, *, brief: bool = False) -> None:
+    cost = f", cost ${benchmarks.cost_of(store, one):f}" if one.finished_at is not None else ""
+    head = f"{one.public_id}: {one.kind} on {one.deployment}, {one.state}{cost}"
+    console.print(head, highlight=False, markup=False)
+    if brief:
+        return
+    for said in (one.why, one.regressed, *_said(one.report or {})):
+        if said:
+            console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
+    if one.kind == RunKind.SPEED and (profiles := benchmarks.profiles_of(store, one.id)):
+        console.print(_figures(profiles))
+    if (capacity := (one.report or {}).get("capacity")) is not None:
+        console.print(_probes(capacity["probes"]))
+
+
+def _said(report: dict[str, Any]) -> list[str]:
+    capacity = report.get("capacity")
+    says = [capacity["says"]] if capacity is not None else []
+    return [*says, *report.get("why", []), *report.get("notes", [])]
+
+
+def _probes(probes: Iterable[dict[str, Any]]) -> FittedTable:
+    headers = ("requests/s", "n", "met all SLOs", "")
+    rows = [(f"{one['rate_per_s']:.3g}", str(one["n"]), f"{one['share']:.1%}", one["why"]) for one in probes]
+    return table(headers, rows, right=headers[:3])
+
+
+def _figures(profiles: dict[str, dict[str, Any]]) -> FittedTable:
+    headers = ("category", "n", "errors", "TTFT p50", "p95", "TPOT p50", "p95 ", "E2E p95", "tok/s", "USD/1k")
+    rows = [
+        (
+            category,
+            str(found["n"]),
+            f"{found['error_rate']:.1%}",
+            _ms(found, "ttft_ms", "p50"),
+            _ms(found, "ttft_ms", "p95"),
+            _ms(found, "tpot_ms", "p50"),
+            _ms(found, "tpot_ms", "p95"),
+            _ms(found, "latency_ms", "p95"),
+            _number(found["output_tps"]),
+            "–" if found["cost_per_1k"] is None else f"{float(found['cost_per_1k']):.6f}",
+        )
+        for category, found in profiles.items()
+    ]
+    return table(headers, rows, right=[name.strip() for name in headers[1:]], folds=("category",))
+
+
+def _ms(found: dict[str, Any], name: str, part: str) -> str:
+    spread = found[name]
+    return "–" if spread is None else f"{spread[part]:,.0f}" if spread[part] >= 10 else f"{spread[part]:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}"

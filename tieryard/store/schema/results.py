@@ -1,0 +1,127 @@
+"""What came of it: answers, times, money, scores, and the callbacks that are owed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Numeric, Text, text
+from sqlalchemy.dialects.postgresql import JSONB, REAL
+from sqlmodel import Field, SQLModel
+
+from tieryard.store.schema.columns import time_column
+
+
+class Result(SQLModel, table=True):
+    """A final job's answer, or why there is none. `extra` holds what is not text: tool calls, logprobs, embeddings.
+
+    `reused_from` is the job whose answer this is, where the batch asked for that.
+    """
+
+    __tablename__: ClassVar[str] = "result"
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    output: str | None = Field(default=None, sa_column=Column(Text))
+    finish_reason: str | None = Field(default=None, sa_column=Column(Text))
+    error_kind: str | None = Field(default=None, sa_column=Column(Text))
+    error: str | None = Field(default=None, sa_column=Column(Text))
+    extra: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
+    reused_from: int | None = Field(default=None, sa_column=Column(BigInteger))
+
+
+class Timing(SQLModel, table=True):
+    """One start of a job, under one fence: how it ended, how long it took, the tokens it used."""
+
+    __tablename__: ClassVar[str] = "timing"
+    __table_args__ = (
+        Index("timing_by_end", "ended_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+    )
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    fence: int = Field(primary_key=True)
+    worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    claimed_at: datetime = Field(sa_column=time_column())
+    ended_at: datetime = Field(sa_column=time_column(now=True))
+    wait_ms: float = Field(sa_column=Column(REAL, nullable=False))
+    ttft_ms: float | None = Field(default=None, sa_column=Column(REAL))
+    latency_ms: float | None = Field(default=None, sa_column=Column(REAL))
+    prompt_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    cached_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    completion_tokens: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    deployment: str = Field(sa_column=Column(Text, nullable=False))
+    outcome: str = Field(sa_column=Column(Text, nullable=False))
+    error: str | None = Field(default=None, sa_column=Column(Text))
+    fingerprint: str | None = Field(default=None, sa_column=Column(Text))
+    revision: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Ledger(SQLModel, table=True):
+    """Money, append-only: nothing else says what something cost. One row per (job, fence, kind)."""
+
+    __tablename__: ClassVar[str] = "ledger"
+    __table_args__ = (CheckConstraint("cost_usd >= 0", name="ledger_cost_not_negative"),)
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    fence: int = Field(primary_key=True)
+    kind: str = Field(sa_column=Column(Text, primary_key=True))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    batch_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    posted_at: datetime = Field(sa_column=time_column(now=True))
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: Decimal = Field(sa_column=Column(Numeric, nullable=False))
+    tier: str = Field(sa_column=Column(Text, nullable=False))
+    deployment: str = Field(sa_column=Column(Text, nullable=False))
+    category: str | None = Field(default=None, sa_column=Column(Text))
+    catalog: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class Outcome(SQLModel, table=True):
+    """How good an answer was, by somebody's word, beside what was expected of it: `predicted` for this very prompt,
+    None where the learned model had no word on it, and `rules_predicted` for any of its category. `quality_model` is
+    the hash of the model that had."""
+
+    __tablename__: ClassVar[str] = "outcome"
+    __table_args__ = (
+        CheckConstraint("score BETWEEN 0 AND 1", name="outcome_score_is_a_share"),
+        Index("outcome_by_deployment", "deployment", "scored_at"),
+        Index("outcome_by_model", "quality_model", "scored_at", postgresql_where=text("predicted IS NOT NULL")),
+    )
+
+    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    source: str = Field(sa_column=Column(Text, primary_key=True))
+    score: float = Field(sa_column=Column(REAL, nullable=False))
+    predicted: float | None = Field(default=None, sa_column=Column(REAL))
+    rules_predicted: float | None = Field(default=None, sa_column=Column(REAL))
+    scored_at: datetime = Field(sa_column=time_column(now=True))
+    deployment: str | None = Field(default=None, sa_column=Column(Text))
+    category: str | None = Field(default=None, sa_column=Column(Text))
+    quality_model: str | None = Field(default=None, sa_column=Column(Text))
+
+
+class Outbox(SQLModel, table=True):
+    """A callback owed, written with the fact it tells of. Delivered, given up, or due at `next_at`.
+
+    `url` is a batch's; a job's stands in its line, where it is read when it is due: no statement that ends jobs
+    parses what a caller wrote.
+    """
+
+    __tablename__: ClassVar[str] = "outbox"
+    __table_args__ = (
+        Index("outbox_due", "next_at", postgresql_where=text("settled_at IS NULL")),
+        {"postgresql_with": {"fillfactor": 70}},
+    )
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
+    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    event: str = Field(sa_column=Column(Text, nullable=False))
+    subject_id: int = Field(sa_column=Column(BigInteger, nullable=False))
+    url: str | None = Field(default=None, sa_column=Column(Text))
+    created_at: datetime = Field(sa_column=time_column(now=True))
+    next_at: datetime = Field(sa_column=time_column(now=True))
+    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    last_status: int | None = None
+    last_error: str | None = Field(default=None, sa_column=Column(Text))
+    delivered_at: datetime | None = Field(default=None, sa_column=time_column(nullable=True))
+    settled_at: datetime | None = Field(default=None, sa_column=time_column(nullable=True))
