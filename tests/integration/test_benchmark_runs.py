@@ -243,6 +243,7 @@ def test_a_schedule_has_one_run_a_slot_whoever_looks(store: Store, open_yard: Op
     [found] = benchmarks.listing(store)
     assert (found.schedule, found.deployment, found.kind) == ("nightly", "short", "speed")
     assert len(ask_for_due(yards[0], now=tomorrow + timedelta(days=3))) == 1  # and not three
+    assert [one.state for one in benchmarks.listing(store)] == ["queued", "cancelled"]  # the one that never began
 
 
 # The command line

@@ -128,11 +128,18 @@ def probing(
         tried += 1
         count = max(least, math.ceil(rate * seconds))
         shape = Open(rate, count, seed + tried, max_in_flight)
-        run = await run_load(engine, requests, shape, warm_up=warm_up if tried == 1 else 0, yield_to=yield_to)
+        asked = [_apart(one, tried) for one in requests]
+        run = await run_load(engine, asked, shape, warm_up=warm_up if tried == 1 else 0, yield_to=yield_to)
         met = sum(slos.met_by(one) for one in run.traces)
         return Probe(rate, met, len(run.traces), run.valid, "; ".join(run.why), run.aborted)
 
     return probe
+
+
+def _apart(one: Sampled, probe: int) -> Sampled:
+    """What the probe before has left in a prefix cache does not help this one."""
+    salt = one.body.get("cache_salt")
+    return one if salt is None else replace(one, body={**one.body, "cache_salt": f"{salt}:{probe}"})
 
 
 class _Search:

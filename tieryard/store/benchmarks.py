@@ -195,6 +195,12 @@ SELECT id, (SELECT count(*) FROM owed) FROM ended
 """  # noqa: S608  # a part of ours
 
 # One that was handed back may have questions open, which whoever claims it ends.
+# By `benchmark_open`. Where there was no room all night, the next night's run is enough.
+_OVERTAKEN = """
+UPDATE benchmark SET state = 'cancelled', finished_at = now(), why = 'it never found room until its schedule came again'
+WHERE finished_at IS NULL AND state = 'queued' AND batch_id IS NULL AND schedule = %(schedule)s AND slot < %(slot)s
+"""
+
 _CANCEL = """
 UPDATE benchmark SET cancelling_at = coalesce(cancelling_at, now()),
     state = CASE WHEN state = 'queued' AND batch_id IS NULL THEN 'cancelled' ELSE state END,
@@ -230,6 +236,8 @@ def create(store: Store, runs: Sequence[NewRun], *, mark: Mark | None = None) ->
         idempotency.claim(connection, mark, int(rows[0]["id"]))
         wanted = {"tenant": tenant(connection), "runs": orjson.dumps(rows, default=str).decode()}
         made = connection.execute(_CREATE, wanted).fetchall()
+        for schedule, slot in {(run.schedule, run.slot) for run in runs if run.schedule is not None}:
+            connection.execute(_OVERTAKEN, {"schedule": schedule, "slot": slot})
     return sorted(row[0] for row in made)
 
 

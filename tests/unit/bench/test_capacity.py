@@ -8,9 +8,10 @@ import random
 import pytest
 
 from tests.unit.bench.engines import Scripted, VirtualLoop, answer, chat
+from tieryard.bench import capacity
 from tieryard.bench.capacity import Probe, SearchEnd, probing, search_capacity
 from tieryard.bench.figures import Slos
-from tieryard.bench.load import Open, Sampled
+from tieryard.bench.load import Open, Run, Sampled
 from tieryard.errors import UserError
 
 
@@ -189,3 +190,19 @@ def test_whole_runs_find_an_engines_capacity():
     assert found.end is SearchEnd.FOUND, found.says
     assert abs(found.rate_per_s / known - 1) <= 0.10
     assert len(found.probes) <= 10
+
+
+def test_no_probe_is_helped_by_what_another_left_in_a_cache(monkeypatch):
+    salts = []
+
+    async def run_load(engine, requests, shape, **_):
+        salts.append({one.body["cache_salt"] for one in requests})
+        return Run(shape, (), 0.0, distinct=4)
+
+    monkeypatch.setattr(capacity, "run_load", run_load)
+    sample = [Sampled({"prompt": f"{i}", "cache_salt": "run"}) for i in range(4)]
+    probe = probing(None, sample, Slos(max_latency_ms=300), seconds=1, least=4)
+    for rate in (1.0, 2.0):
+        asyncio.run(probe(rate))
+    assert salts == [{"run:1"}, {"run:2"}]
+    assert sample[0].body["cache_salt"] == "run"
