@@ -93,11 +93,11 @@ def _arranged(
         dice.shuffle(pools[category])
     places = [(kinds[i % len(kinds)], i // len(kinds)) for i in range(count)]
     asked = Counter(category for category, _ in places)
-    notes += [
-        f"{len(pools[category])} prompts of {category} for {n} requests: a prefix cache may have helped"
-        for category, n in asked.items()
-        if n > len(pools[category])
-    ]
+    if few := [
+        f"{category} {len(pools[category])} for {n}" for category, n in asked.items() if n > len(pools[category])
+    ]:
+        helped = "" if apart.get("cache_prompt") is False else ", so a prefix cache may have helped"
+        notes.append(f"fewer prompts than requests{helped}: {', '.join(few)}")
     requests = [Sampled(_body(pools[c][turn % len(pools[c])][0], apart), c) for c, turn in places]
     used = {category: pools[category][: asked[category]] for category in asked}
     most = max(tokens + request.max_tokens for pool in used.values() for request, tokens, _ in pool)

@@ -113,6 +113,21 @@ def test_a_run_that_is_put_off_waits(store: Store, worker_id: int) -> None:
     assert not benchmarks.hand_back(store, claimed, why="of another fence")
 
 
+def test_the_catalogs_callback_is_told_of_scheduled_ends_and_of_regressions(store: Store, worker_id: int) -> None:
+    """Whoever asked for a run by hand is not told of its end by the catalog's."""
+    told = []
+    for schedule, regressed in ((None, None), (None, "model: fake → other"), ("nightly", None)):
+        asked(store, schedule=schedule, slot=NOW if schedule else None)
+        claimed = benchmarks.claim(store, worker_id, [SPEED])
+        assert claimed is not None
+        with store.transaction() as connection:
+            end = RunEnd(RunState.SUCCEEDED, regressed=regressed)
+            told.append(benchmarks.finish(connection, claimed, end, callback_url="https://ops.example.com/"))
+    assert told == [0, 1, 1]
+    events = [row[0] for row in store.fetch("SELECT event FROM outbox ORDER BY id")]
+    assert events == ["benchmark.regressed", "benchmark.completed"]
+
+
 def test_all_that_a_run_found_is_written_together(store: Store, worker_id: int) -> None:
     asked(store, callback_url="https://hooks.example.com/done")
     claimed = benchmarks.claim(store, worker_id, [SPEED])

@@ -188,7 +188,8 @@ def test_models_above_the_bar_are_ranked_and_drawn(
         rows = [scored(item, float(n < right), cost_usd=cost_usd) for n, item in enumerate(items[:40])]
         golden.save_scores(store, one, [*rows, scored(items[40], None, why="failed: no", latency_ms=None)])
         whole = {"n": 41, "scored": 40, "unscored": {"failed: no": 1}}
-        end(store, one, RunEnd(RunState.SUCCEEDED, report={"whole": whole, "advice": ["small"]}))
+        worse = "worse than at its last run" if model == "weak" else None
+        end(store, one, RunEnd(RunState.SUCCEEDED, report={"whole": whole, "advice": ["small"]}, regressed=worse))
         names.append(one.public_id)
     broken = quality_run(store, "broken", made.id)
     end(store, broken, RunEnd(RunState.FAILED, "none of 41 items has a score"))
@@ -201,6 +202,7 @@ def test_models_above_the_bar_are_ranked_and_drawn(
     assert "weak: passes 50.0%, below the bar of 80%" in text
     assert f"broken: not ranked: {broken.public_id} failed: none of 41 items has a score" in text
     assert "short: 1 of 41 items without a score: failed: no (1)" in text
+    assert f"{names[2]}: weak has regressed: worse than at its last run" in text
     assert text.count("\nsmall\n") == 1
     pictures = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in pictures] == ["reasoning.png", "reasoning.svg"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -26,12 +27,17 @@ Draw = Callable[..., Sample]
 def draw(open_yard: OpenYard, settings: Settings, tmp_path: Path) -> Draw:
     """A sample for `short`, by a catalog with this section."""
 
-    def drawn(more: str = "", *, count: int = 4, categories: tuple[str, ...] = ("chat",), **known: Any) -> Sample:
+    def drawn(
+        more: str = "",
+        *,
+        count: int = 4,
+        categories: tuple[str, ...] = ("chat",),
+        apart: Mapping[str, Any] = MappingProxyType({"cache_salt": "s"}),
+        **known: Any,
+    ) -> Sample:
         path = write_catalog(tmp_path, "http://127.0.0.1:1", more=more)
         yard = open_yard("benchmark", settings=settings.model_copy(update={"catalog": path, **known}))
-        return draw_sample(
-            yard, yard.catalog, "short", categories=categories, count=count, seed=0, apart={"cache_salt": "s"}
-        )
+        return draw_sample(yard, yard.catalog, "short", categories=categories, count=count, seed=0, apart=dict(apart))
 
     return drawn
 
@@ -189,8 +195,10 @@ def test_categories_share_alike_and_the_newest_come_first(store: Store, draw: Dr
 def test_few_prompts_are_sent_again_and_that_is_said(draw: Draw) -> None:
     found = draw(count=20)
     assert len(found.requests) == 20
-    assert found.notes == ["8 prompts of chat for 20 requests: a prefix cache may have helped"]
+    assert found.notes == ["fewer prompts than requests, so a prefix cache may have helped: chat 8 for 20"]
     assert found.most_tokens > 72
+    without_cache = draw(count=20, apart={"cache_prompt": False})
+    assert without_cache.notes == ["fewer prompts than requests: chat 8 for 20"]
 
 
 def test_a_category_that_nobody_has_is_said(draw: Draw) -> None:

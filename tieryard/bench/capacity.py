@@ -160,7 +160,8 @@ class _Search:
             if high is not None and held >= high:
                 return high if self._doubtful(high) else None
             step = _STEP if high is None else max(_STEP, (high / low) ** (1 / 3))
-            return held * step if high is None else min(held * step, high)
+            higher = held * step
+            return higher if high is None else high if higher >= high or math.isclose(higher, high) else higher
         if missed / held > _CLOSE:
             return math.sqrt(held * missed)
         return next((rate for rate in (held, missed) if self._doubtful(rate)), None)

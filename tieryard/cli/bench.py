@@ -14,9 +14,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tieryard.bench.asking import Ask, CapacityAsk, SpeedAsk, asked_runs
 from tieryard.catalog import Catalog
+from tieryard.cli import bench_reports
 from tieryard.cli.fleet import DataDirOption, database
 from tieryard.cli.printing import JsonOption, print_json, shown_time
-from tieryard.cli.tables import FittedTable, table
+from tieryard.cli.tables import FittedTable, printable, table
 from tieryard.errors import UserError
 from tieryard.ids import internal
 from tieryard.in_force import parse
@@ -98,7 +99,7 @@ def show(run: RunArgument, as_json: JsonOption = False, data_dir: DataDirOption 
         if as_json:
             print_json(_whole(store, found))
         else:
-            _show(Console(), store, found)
+            _show(Console(), store, found, whole=True)
 
 
 @cli.command()
@@ -152,57 +153,41 @@ def _whole(store: Store, one: BenchmarkRun) -> dict[str, Any]:
     return {"id": one.public_id, **shown, "profiles": benchmarks.profiles_of(store, one.id), "cost_usd": cost}
 
 
-def _show(console: Console, store: Store, one: BenchmarkRun, *, brief: bool = False) -> None:
+def _show(console: Console, store: Store, one: BenchmarkRun, *, brief: bool = False, whole: bool = False) -> None:
+    """`brief`: who it is; `whole`: percentiles and origins, too."""
+    report = one.report or {}
     cost = f", cost ${benchmarks.cost_of(store, one):f}" if one.finished_at is not None else ""
     head = f"{one.public_id}: {one.kind} on {one.deployment}, {one.state}{cost}"
-    console.print(head, highlight=False, markup=False)
+    console.print(printable(head), highlight=False, markup=False)
     if brief:
         return
-    for said in (one.why, one.regressed, *_said(one.report or {})):
+    profiles = benchmarks.profiles_of(store, one.id) if one.kind == RunKind.SPEED else {}
+    for said in (one.why, one.regressed, *_said(one, report), *bench_reports.failures(profiles)):
         if said:
-            console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
-    if one.kind == RunKind.SPEED and (profiles := benchmarks.profiles_of(store, one.id)):
-        console.print(_figures(profiles))
-    if (capacity := (one.report or {}).get("capacity")) is not None:
-        console.print(_probes(capacity["probes"]))
+            console.print(f"  {printable(said)}", highlight=False, markup=False, soft_wrap=True)
+    for found in _tables(one, report, profiles, whole=whole):
+        console.print(found)
 
 
-def _said(report: dict[str, Any]) -> list[str]:
-    capacity = report.get("capacity")
-    says = [capacity["says"]] if capacity is not None else []
-    return [*says, *report.get("why", []), *report.get("notes", [])]
+def _said(one: BenchmarkRun, report: dict[str, Any]) -> list[str]:
+    if not report:
+        return []
+    if one.kind == RunKind.QUALITY:
+        return bench_reports.scored_says(report)
+    if one.kind == RunKind.PAIRWISE:
+        return [bench_reports.sides(report), *bench_reports.wins_say(report)]
+    says = [report["capacity"]["says"]] if "capacity" in report else []
+    return [*says, *(f"not valid: {why}" for why in report.get("why", [])), *report.get("notes", [])]
 
 
-def _probes(probes: Iterable[dict[str, Any]]) -> FittedTable:
-    headers = ("requests/s", "n", "met all SLOs", "")
-    rows = [(f"{one['rate_per_s']:.3g}", str(one["n"]), f"{one['share']:.1%}", one["why"]) for one in probes]
-    return table(headers, rows, right=headers[:3])
-
-
-def _figures(profiles: dict[str, dict[str, Any]]) -> FittedTable:
-    headers = ("category", "n", "errors", "TTFT p50", "p95", "TPOT p50", "p95 ", "E2E p95", "tok/s", "USD/1k")
-    rows = [
-        (
-            category,
-            str(found["n"]),
-            f"{found['error_rate']:.1%}",
-            _ms(found, "ttft_ms", "p50"),
-            _ms(found, "ttft_ms", "p95"),
-            _ms(found, "tpot_ms", "p50"),
-            _ms(found, "tpot_ms", "p95"),
-            _ms(found, "latency_ms", "p95"),
-            _number(found["output_tps"]),
-            "–" if found["cost_per_1k"] is None else f"{float(found['cost_per_1k']):.6f}",
-        )
-        for category, found in profiles.items()
-    ]
-    return table(headers, rows, right=[name.strip() for name in headers[1:]], folds=("category",))
-
-
-def _ms(found: dict[str, Any], name: str, part: str) -> str:
-    spread = found[name]
-    return "–" if spread is None else f"{spread[part]:,.0f}" if spread[part] >= 10 else f"{spread[part]:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}"
+def _tables(
+    one: BenchmarkRun, report: dict[str, Any], profiles: dict[str, dict[str, Any]], *, whole: bool
+) -> list[FittedTable]:
+    if profiles:
+        rest = [bench_reports.throughputs(profiles, report["sample"]), bench_reports.percentiles(profiles)]
+        return [bench_reports.speeds(profiles), *(rest if whole else [])]
+    if not report:
+        return []
+    if one.kind == RunKind.CAPACITY:
+        return [bench_reports.probes(report["capacity"]["probes"])]
+    return [bench_reports.scores(report) if one.kind == RunKind.QUALITY else bench_reports.wins(report)]

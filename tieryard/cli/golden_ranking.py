@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from tieryard.cli.bench_reports import plain_number
 from tieryard.cli.printing import print_json
 from tieryard.cli.tables import FittedTable, printable, table
 from tieryard.errors import UserError
@@ -117,13 +118,13 @@ def _cells(one: Standing) -> tuple[str, ...]:
         f"{one.pass_rate.value:.1%}",
         f"{one.pass_rate.low:.1%}–{one.pass_rate.high:.1%}",
         f"{one.latency_ms:,.0f}",
-        f"{usd:,.2f}" if usd >= 100 else f"{usd:.4g}",
+        plain_number(usd),
         "free" if worth is None else f"{worth:,.0f}",
     )
 
 
 def _remarks(runs: Iterable[BenchmarkRun]) -> list[str]:
-    """What the tables do not say: items without a score, and sets too small for their claims, each once."""
+    """What the tables do not say, each once: items without a score, what has regressed, sets too small for claims."""
     said: dict[str, None] = {}
     for run in runs:
         report = run.report or {}
@@ -131,6 +132,8 @@ def _remarks(runs: Iterable[BenchmarkRun]) -> list[str]:
         if run.state == RunState.SUCCEEDED and (without := whole["n"] - whole["scored"]):
             reasons = "; ".join(f"{why} ({n})" for why, n in whole["unscored"].items())
             said[f"{run.deployment}: {without} of {whole['n']} items without a score: {reasons}"] = None
+        if run.regressed is not None:
+            said[f"{run.public_id}: {run.deployment} has regressed: {run.regressed}"] = None
         said |= dict.fromkeys(report.get("advice") or [])
     return list(said)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from tieryard.bench.asking import PairwiseAsk, asked_runs
+from tieryard.cli import bench_reports
 from tieryard.cli.bench import in_force, watch
 from tieryard.cli.fleet import DataDirOption, database
 from tieryard.cli.printing import JsonOption, print_json
@@ -154,39 +155,11 @@ def _confusion(found: Agreement, who: str) -> FittedTable:
 
 def _show(console: Console, found: BenchmarkRun) -> None:
     report = found.report or {}
-    head = f"{found.public_id}: {found.state}"
-    if report:
-        sides = [f"{side} is {report[side]['deployment']} ({report[side]['benchmark']})" for side in ("a", "b")]
-        head += f", {', '.join(sides)}; judge {report['judge']}, cost ${report['cost_usd']}"
-    console.print(head, markup=False)
+    about = f", {bench_reports.sides(report)}" if report else ""
+    console.print(f"{found.public_id}: {found.state}{about}", markup=False)
     if found.why:
         console.print(found.why, markup=False)
     if report:
-        Console().print(_wins({**report["categories"], "all": report["whole"]}))
-    for said in report.get("says", []):
-        console.print(said, markup=False)
-    for fault, n in report.get("faults", {}).items():
-        console.print(f"{n} without a verdict: {fault}", markup=False)
-
-
-def _wins(tallies: dict[str, dict[str, Any]]) -> FittedTable:
-    figures = ("pairs", "judged", "a wins", "b wins", "ties", "consistent")
-    rows = [
-        (
-            category,
-            str(one["pairs"]),
-            str(one["judged"]),
-            _share(one["wins_a"], one["a"]),
-            _share(one["wins_b"], one["b"]),
-            str(one["ties"]),
-            "–" if one["swaps"] is None else f"{one['swaps']['consistent']['value']:.0%}",
-        )
-        for category, one in tallies.items()
-    ]
-    return table(("category", *figures), rows, right=figures, folds=("category",))
-
-
-def _share(wins: int, interval: dict[str, float] | None) -> str:
-    if interval is None:
-        return "–"
-    return f"{wins} ({interval['low']:.0%}–{interval['high']:.0%})"
+        Console().print(bench_reports.wins(report))
+        for said in bench_reports.wins_say(report):
+            console.print(said, markup=False)

@@ -179,7 +179,8 @@ WITH ended AS (
     UPDATE benchmark SET state = %(state)s, finished_at = now(), why = %(why)s, report = %(report)s,
                          pinned = coalesce(%(pinned)s, pinned), fingerprint = %(fingerprint)s, regressed = %(regressed)s
     WHERE id = %(id)s AND fence = %(fence)s AND finished_at IS NULL
-    RETURNING id, fence, tenant_id, deployment, state, regressed, coalesce(callback_url, %(url)s) AS url
+    RETURNING id, fence, tenant_id, deployment, state, regressed, coalesce(callback_url, %(url)s) AS url,
+              callback_url IS NOT NULL OR schedule IS NOT NULL AS end_is_told
 ), measured AS (
     INSERT INTO profile (benchmark_id, category, deployment, measured_at, figures)
     SELECT ended.id, p.category, ended.deployment, %(at)s, p.figures
@@ -188,7 +189,7 @@ WITH ended AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
     SELECT tenant_id, event, id, url
     FROM ended, unnest(ARRAY['benchmark.completed', 'benchmark.regressed']) AS event
-    WHERE url IS NOT NULL AND (event = 'benchmark.completed' OR regressed IS NOT NULL)
+    WHERE url IS NOT NULL AND CASE event WHEN 'benchmark.completed' THEN end_is_told ELSE regressed IS NOT NULL END
     RETURNING id
 )
 SELECT id, (SELECT count(*) FROM owed) FROM ended
@@ -290,8 +291,9 @@ def note(connection: Connection, run: BenchmarkRun, found: dict[str, Any]) -> No
 
 
 def finish(connection: Connection, run: BenchmarkRun, end: RunEnd, *, callback_url: str | None = None) -> int | None:
-    """Ends it with all that it found: how many callbacks are owed (`callback_url` is for a run that has none of its
-    own), None when the run was not ours any more and nothing was written."""
+    """Ends it with all that it found: how many callbacks are owed, None when the run was not ours any more and nothing
+    was written. `callback_url` is for a run that has none of its own: it is told of the end of a scheduled one, and of
+    what has regressed."""
     row = connection.execute(
         _FINISH,
         {

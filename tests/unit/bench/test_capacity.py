@@ -152,6 +152,13 @@ async def test_a_run_spoilt_once_is_run_again():
     assert 18 <= found.rate_per_s <= 20
 
 
+async def test_the_highest_rate_is_not_tried_twice_for_what_rounding_leaves():
+    found = await search_capacity(sharp(1000), low=0.5, high=200)
+    assert found.end is SearchEnd.TOO_HIGH
+    assert [one.rate_per_s for one in found.probes][-1] == 200
+    assert len(found.probes) == 4
+
+
 async def test_better_work_ends_the_search():
     async def probe(rate):
         return Probe(rate, 0, 0, valid=False, why="ended for better work", aborted=True) if rate > 3 else ok(rate)
