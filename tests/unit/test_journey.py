@@ -13,7 +13,10 @@ from tieryard.job import TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "journey.md").read_text(encoding="utf-8")
-PIPELINE = ["api/jobs.py", *(f"workers/{n}.py" for n in ("expand", "feed", "classify", "infer", "callback", "rescue"))]
+PIPELINE = [
+    "api/jobs.py",
+    *(f"workers/{n}.py" for n in ("expand", "feed", "classify", "infer", "callback", "rescue", "benchmark")),
+]
 
 STEP = re.compile(r"^## .*: `(\S+\.py)`$", re.MULTILINE)
 FILE = re.compile(r"(?<![\w/.])((?:api|workers|tieryard|tests)/[\w/]+\.py)\b")
