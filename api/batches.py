@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -20,8 +21,9 @@ from tieryard import outputs
 from tieryard.errors import ConflictError, NotFoundError, RequestError
 from tieryard.ids import internal
 from tieryard.queues import EXPAND, BrokerError
-from tieryard.requests import BatchCreate, parse_batch
-from tieryard.store import batches, files, idempotency, reads
+from tieryard.requests import BatchCreate, parse_batch, parse_batch_line
+from tieryard.requests import Request as JobRequest
+from tieryard.store import batches, files, idempotency, quotes, reads
 from tieryard.store.batches import FileBatch, NewBatch
 from tieryard.store.idempotency import AlreadyMadeError, Mark
 from tieryard.store.keys import Holder
@@ -29,6 +31,7 @@ from tieryard.store.schema import File
 
 router = APIRouter(prefix="/v1/batches", tags=["batches"], responses=ERRORS)
 
+_NOTHING = Decimal(0)
 _BODY = {
     "requestBody": {
         "required": True,
@@ -113,6 +116,9 @@ def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None
         datetime.now(tz=UTC) + wanted.window(),
         callback_url=str(wanted.callback_url) if wanted.callback_url else None,
         tokens=_tokens(state, holder, file, wanted),
+        quote_id=_quote_of(wanted),
+        api_key_id=holder.key_id,
+        worst=_worst(state, holder, file, wanted),
     )
     made = FileBatch(
         file,
@@ -131,6 +137,29 @@ def _create(state: State, holder: Holder, wanted: BatchCreate, mark: Mark | None
         with contextlib.suppress(BrokerError):  # beat sends another nudge
             state.publisher.nudge(EXPAND)
     return BatchPublic.of(reads.get_batch(state.store, batch_id, tenant_id=holder.tenant_id))
+
+
+def _quote_of(wanted: BatchCreate) -> int | None:
+    named = (wanted.metadata or {}).get(quotes.IN_METADATA)
+    return internal("quote", named) if named is not None else None
+
+
+def _worst(state: State, holder: Holder, file: File, wanted: BatchCreate) -> list[tuple[int, Decimal]] | None:
+    """The most that its lines can cost, in parts; None where its caller has no budget. One that is no request costs
+    nothing; one whose answer is then reused counts all the same, until its part is done."""
+    prices = state.budget_prices(holder)
+    if prices is None:
+        return None
+    worst: list[Decimal] = []
+    for lines in files.read_texts(state.store, file):
+        requests: dict[int, JobRequest] = {}
+        for number, line in enumerate(lines):
+            with contextlib.suppress(RequestError):
+                requests[number] = parse_batch_line(line, endpoint=wanted.endpoint)
+        usd = state.admission.worst_usd(list(requests.values()), prices, tenant=holder.tenant)
+        priced = dict(zip(requests, usd, strict=True))
+        worst += [priced.get(number, _NOTHING) for number in range(len(lines))]
+    return batches.in_parts(worst)
 
 
 def _tokens(state: State, holder: Holder, file: File, wanted: BatchCreate) -> int | None:

@@ -6,20 +6,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from decimal import Decimal
 
 from api.places import Place, Wish, best, take_place
 from api.refusals import Refusal, internal_error
 from api.repeats import as_piece, stored_answer
 from api.replies import GONE, CallerGoneError, Reply
 from api.switchboard import SHUTDOWN, Switchboard
+from api.uninterrupted import uninterrupted
 from tieryard.answers import Answer, Chunks
 from tieryard.endings import said
 from tieryard.engines import Delta, Recording, Usage
 from tieryard.errors import (
+    BudgetError,
     ConflictError,
     EngineBusyError,
     EngineError,
@@ -32,6 +34,7 @@ from tieryard.errors import (
 )
 from tieryard.ids import public
 from tieryard.job import State
+from tieryard.metrics import Replica
 from tieryard.requests import Request
 from tieryard.store import calls
 from tieryard.store.calls import FIRST_FENCE, Choice, FailedStart, NewCall, Started
@@ -39,8 +42,6 @@ from tieryard.store.finish import Ending
 from tieryard.store.idempotency import AlreadyMadeError, Mark
 from tieryard.store.jobs import Claimed
 from tieryard.telemetry import Event, fault
-
-T = TypeVar("T")
 
 _STOPPED = {
     GONE: (State.CANCELLED, "cancelled", "its caller went away"),
@@ -54,8 +55,8 @@ _STOPPED = {
 class Ask:
     """A call as admitted, to become job `job_id`. `body` is the line to store. `made` is the job that its idempotency
     key has made before; where there is none there is a choice. `reserved` tokens are counted already, `charge` counts
-    more. A call waits `patience_s` for a slot, and `first_s` for an engine's first event while another is free.
-    `accepted` is on the monotonic clock."""
+    more; `worst_usd` is to be reserved of its caller's budgets. A call waits `patience_s` for a slot, and `first_s` for
+    an engine's first event while another is free. `accepted` is on the monotonic clock."""
 
     job_id: int
     tenant_id: int
@@ -73,6 +74,8 @@ class Ask:
     window_s: float
     routing_ms: float
     accepted: float
+    api_key_id: int | None = None
+    worst_usd: Decimal | None = None
 
     @property
     def waited_ms(self) -> float:
@@ -97,6 +100,7 @@ class Call:
         self._created = datetime.now(tz=UTC)
         self._on = ""  # the deployment of its start
         self._server = ""
+        self._replica: Replica | None = None  # of the recording
         self._place: Place | None = None
         self._begun: Recording | None = None  # of the start at this place
         self._recording = Recording()
@@ -167,7 +171,7 @@ class Call:
         """One start: the engine's answer, passed on as it comes."""
         assert self._place is not None
         slot = self._place.slot
-        self._server = slot.server
+        self._server, self._replica = slot.server, slot.replica
         stream = slot.engine.stream(self._ask.request.salted(self._ask.tenant_id))
         self._recording = recording = self._begun = Recording()
         try:
@@ -244,6 +248,8 @@ class Call:
             choice=choice,
             worker_id=self._board.lease.worker_id,
             mark=ask.mark,
+            api_key_id=ask.api_key_id,
+            worst_usd=ask.worst_usd,
         )
         # Known before it is saved: should the store's answer be lost, this start is ended like any other.
         category = choice.features.text.category
@@ -253,8 +259,8 @@ class Call:
         )  # fmt: skip
         self._board.running[new.id] = self
         try:
-            self._saved(choice, await _uninterrupted(self._board.work(calls.start, self._board.store, new)))
-        except (AlreadyMadeError, ConflictError):
+            self._saved(choice, await uninterrupted(self._board.work(calls.start, self._board.store, new)))
+        except (AlreadyMadeError, ConflictError, BudgetError):
             self._forget()
             raise
 
@@ -279,7 +285,7 @@ class Call:
         worker_id = board.lease.worker_id
         try:
             moving = board.work(calls.restart, board.store, failed, choice, worker_id=worker_id)
-            restarted = await _uninterrupted(moving)
+            restarted = await uninterrupted(moving)
         except StoreError:  # its answer may be lost: one of the two fences is the job's
             board.end(job, unmoved)
             raise
@@ -321,7 +327,7 @@ class Call:
         usage = self._recording.usage
         over = usage.prompt_tokens + usage.completion_tokens - self._ask.reserved
         if over > 0:
-            await _uninterrupted(self._board.work(self._ask.charge, over))
+            await uninterrupted(self._board.work(self._ask.charge, over))
 
     def _end(self, state: State, kind: str | None = None, message: str | None = None) -> None:
         """Once: what comes after the first ending changes nothing."""
@@ -334,7 +340,10 @@ class Call:
     def _final(self, state: State, kind: str | None, message: str | None) -> Ending:
         assert self._job is not None
         self._estimate()
-        return self._board.endings.final(self._job, state, self._recording, error_kind=kind, error=message)
+        window = self._board.window_at(self._on, self._replica) if self._replica is not None else None
+        return self._board.endings.final(
+            self._job, state, self._recording, error_kind=kind, error=message, window=window
+        )
 
     def _estimate(self) -> None:
         """An engine that says only in the end what it used says nothing to one who leaves before: its prompt was read
@@ -385,16 +394,3 @@ class Call:
 async def _tell(reply: Reply, error: TieryardError | Refusal) -> None:
     with contextlib.suppress(CallerGoneError):
         await reply.fail(error)
-
-
-async def _uninterrupted(work: Awaitable[T]) -> T:
-    """Lets `work` in a thread come to its end, also when the call is stopped meanwhile: what it saves must be ended. A
-    StoreError goes before the stop, since it leaves in doubt what was saved."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if isinstance(task.exception(), StoreError):
-            task.result()
-        raise

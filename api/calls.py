@@ -7,7 +7,8 @@ from __future__ import annotations
 import codecs
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -97,42 +98,49 @@ def _admit(
     tier = state.admission.tier_of(request, INTERACTIVE if INTERACTIVE in tiers else next(iter(tiers)))
     if mark is not None:
         calls.release_abandoned(state.store, mark)
-    job_id = state.store.next_id()
-    made, choice, routing_ms, tokens = idempotency.find(state.store, mark), None, 0.0, 0
-    if made is None:
-        started = time.monotonic()
-        now = datetime.now(tz=UTC)
-        key = request.prefix_key(holder.tenant_id) if state.admission.sticks(holder.tenant) else 0
-        sticky = state.calls.sessions.last(key)
-        around = Surroundings(tier, holder.tenant, job_id, now, now + tiers[tier].window, sticky, attended=True)
-        [features] = state.admission.features([request], [around])
-        tokens = max(features.prompt_tokens.values()) + request.max_tokens
-        note(state.rates.admit(holder, requests=0, tokens=tokens))
-        choice = state.calls.route(features)
-        state.calls.sessions.went(key, choice.deployment)
-        routing_ms = (time.monotonic() - started) * 1000
     slo = tiers[tier].slo
     options = getattr(body, "stream_options", None)
     ask = Ask(
-        job_id=job_id,
+        job_id=state.store.next_id(),
         tenant_id=holder.tenant_id,
         request=request,
         tier=tier,
         body=f'{{"method":"POST","url":"{endpoint}","body":{raw.decode().strip()}}}',
         mark=mark,
-        made=made,
-        choice=choice,
+        made=idempotency.find(state.store, mark),
+        choice=None,
         with_usage=bool(options and options.include_usage),
-        reserved=tokens,
+        reserved=0,
         charge=lambda more: state.rates.charge(holder, tokens=more),
         patience_s=slo.max_latency_ms / 1000 if slo.max_latency_ms is not None else _PATIENCE_S,
         first_s=_first_s(tiers[tier]),
         window_s=tiers[tier].window.total_seconds(),
-        routing_ms=routing_ms,
+        routing_ms=0.0,
         accepted=accepted,
+        api_key_id=holder.key_id,
     )
+    if ask.made is None:
+        ask = _routed(state, holder, ask, note)
     packed = getattr(body, "encoding_format", None) == "base64"
     return ask, partial(_reply, state.settings, bool(getattr(body, "stream", None)), packed)
+
+
+def _routed(state: State, holder: Holder, ask: Ask, note: Note) -> Ask:
+    """Counted against its caller's rates, and with where it goes."""
+    started = time.monotonic()
+    request, now = ask.request, datetime.now(tz=UTC)
+    deadline = now + timedelta(seconds=ask.window_s)
+    key = ask.prefix_key if state.admission.sticks(holder.tenant) else 0
+    sticky = state.calls.sessions.last(key)
+    around = Surroundings(ask.tier, holder.tenant, ask.job_id, now, deadline, sticky, attended=True)
+    [features] = state.admission.features([request], [around])
+    tokens = max(features.prompt_tokens.values()) + request.max_tokens
+    note(state.rates.admit(holder, requests=0, tokens=tokens))
+    worst_usd = state.worst_usd(holder, request)
+    choice = state.calls.route(features)
+    state.calls.sessions.went(key, choice.deployment)
+    routing_ms = (time.monotonic() - started) * 1000
+    return replace(ask, choice=choice, reserved=tokens, worst_usd=worst_usd, routing_ms=routing_ms)
 
 
 def _first_s(tier: Tier) -> float:

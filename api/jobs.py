@@ -8,6 +8,7 @@ import codecs
 import contextlib
 import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any
 
 import orjson
@@ -36,7 +37,7 @@ from tieryard.store.keys import Holder
 router = APIRouter(prefix="/v1", tags=["jobs"], responses=ERRORS)
 
 _STARTS_LIST = re.compile(rb"\s*\[")
-_NDJSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
+NDJSON = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
 _BODY = {
     "requestBody": {
         "required": True,
@@ -77,15 +78,16 @@ async def create_jobs(
     tier: Annotated[str | None, Query(description="Tier of every job that names none.")] = None,
     completion_window: Annotated[str | None, Query(description="Window of a list, such as `24h`.")] = None,
     callback_url: Annotated[str | None, Query(description="Told when a list is finished.")] = None,
+    quote_id: Annotated[str | None, Query(description="The quote that a list is to be held against.")] = None,
 ) -> JobPublic | BatchPublic:
     """Accepts one job, or a list that becomes a batch. Nothing is saved unless all of it is valid."""
     body = (await request.body()).removeprefix(codecs.BOM_UTF8)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     mark = mark_of(request, holder.tenant_id, body)
-    options = _list_options(completion_window, callback_url)
-    if kind in _NDJSON or _STARTS_LIST.match(body):
+    options = _list_options(completion_window, callback_url, quote_id)
+    if kind in NDJSON or _STARTS_LIST.match(body):
         # A long list takes seconds to read and check: never on the event loop.
-        return await run_in_threadpool(_create_list, state, holder, body, kind in _NDJSON, tier, options, mark)
+        return await run_in_threadpool(_create_list, state, holder, body, kind in NDJSON, tier, options, mark)
     for name, value in options.items():
         if value is not None:
             raise RequestError("is for lists; a single job says it in its body", param=name)
@@ -145,8 +147,16 @@ def _create_one(state: State, holder: Holder, body: bytes, tier: str | None, mar
     chosen = state.admission.tier_of(wanted, tier)
     deadline = datetime.now(tz=UTC) + state.catalog.due_in(chosen, wanted.completion_window)
     tokens = sum(state.admission.prompt_tokens([wanted])) if holder.max_enqueued_tokens is not None else None
-    calls_back = wanted.callback_url is not None
-    new = NewJob(holder.tenant_id, chosen, _text(body), deadline, wants_callback=calls_back, tokens=tokens)
+    new = NewJob(
+        holder.tenant_id,
+        chosen,
+        _text(body),
+        deadline,
+        wants_callback=wanted.callback_url is not None,
+        tokens=tokens,
+        api_key_id=holder.key_id,
+        worst_usd=state.worst_usd(holder, wanted),
+    )
     try:
         job_id, created_at = jobs.save_job(state.store, new, patience_s=2 * state.settings.window_s, mark=mark)
     except AlreadyMadeError as made:
@@ -177,7 +187,7 @@ def _create_list(
     """All or nothing: the first bad line refuses the list, by its number (in the file, or in the list)."""
     if (made_before := idempotency.find(state.store, mark)) is not None:
         return BatchPublic.of(reads.get_batch(state.store, made_before, tenant_id=holder.tenant_id))
-    lines = _split_lines(body) if is_lines else _split_list(body)
+    lines = split_lines(body) if is_lines else split_list(body)
     if not lines:
         raise RequestError("expected at least one job")
     if len(lines) > state.settings.max_list_jobs:
@@ -195,14 +205,15 @@ def _create_list(
             raise RequestError(message, param="tier", line=number)
         if wanted.completion_window is not None:
             raise RequestError("give a list's window in the query", param="completion_window", line=number)
-        if holder.max_enqueued_tokens is not None:
-            requests.append(wanted)
+        requests.append(wanted)
     assert shared is not None
     deadline = datetime.now(tz=UTC) + state.catalog.due_in(shared, options["completion_window"])
     if options["callback_url"] is not None and not state.signs_callbacks:
         raise RequestError("callbacks are off: this fleet has no TIERYARD_WEBHOOK_SECRET", param="callback_url")
     tokens = sum(state.admission.prompt_tokens(requests)) if holder.max_enqueued_tokens is not None else None
-    new = NewBatch(holder.tenant_id, shared, deadline, callback_url=options["callback_url"], tokens=tokens)
+    told = {name: options[name] for name in ("callback_url", "quote_id")}
+    worst = _worst(state, holder, requests)
+    new = NewBatch(holder.tenant_id, shared, deadline, tokens=tokens, api_key_id=holder.key_id, worst=worst, **told)
     try:
         batch_id = batches.save_batch(state.store, new, [_text(line) for _, line in lines], mark=mark)
     except AlreadyMadeError as made:
@@ -212,12 +223,20 @@ def _create_list(
     return BatchPublic.of(reads.get_batch(state.store, batch_id, tenant_id=holder.tenant_id))
 
 
-def _split_lines(body: bytes) -> list[tuple[int, bytes]]:
+def _worst(state: State, holder: Holder, requests: list[JobRequest]) -> list[tuple[int, Decimal]] | None:
+    """The most that a list can cost, in parts; None where its caller has no budget."""
+    prices = state.budget_prices(holder)
+    if prices is None:
+        return None
+    return batches.in_parts(state.admission.worst_usd(requests, prices, tenant=holder.tenant))
+
+
+def split_lines(body: bytes) -> list[tuple[int, bytes]]:
     """The lines that are not blank, with the number each has in the file."""
     return [(number, line) for number, line in enumerate(body.split(b"\n"), start=1) if line.strip()]
 
 
-def _split_list(body: bytes) -> list[tuple[int, bytes]]:
+def split_list(body: bytes) -> list[tuple[int, bytes]]:
     """A JSON list's members, each as JSON again, numbered from 1."""
     try:
         members = orjson.loads(body)
@@ -241,7 +260,7 @@ _window = TypeAdapter(Duration)
 _url: TypeAdapter[AnyHttpUrl | None] = TypeAdapter(AnyHttpUrl | None)
 
 
-def _list_options(window: str | None, callback_url: str | None) -> dict[str, Any]:
+def _list_options(window: str | None, callback_url: str | None, quote_id: str | None) -> dict[str, Any]:
     try:
         param = "completion_window"
         parsed = _window.validate_python(window) if window is not None else None
@@ -249,4 +268,5 @@ def _list_options(window: str | None, callback_url: str | None) -> dict[str, Any
         url = _url.validate_python(callback_url)
     except ValidationError as error:
         raise RequestError(refusal(error).message, param=param) from None
-    return {"completion_window": parsed, "callback_url": str(url) if url else None}
+    quoted = internal("quote", quote_id) if quote_id is not None else None
+    return {"completion_window": parsed, "callback_url": str(url) if url else None, "quote_id": quoted}

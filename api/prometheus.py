@@ -55,7 +55,13 @@ class Scrape:
         yield from _families(_OF_DEPLOYMENTS, ["deployment"], self._deployments())
         yield from _families(_OF_PROFILES, ["deployment", "category"], self._profiles())
         yield from _families(_OF_CANDIDATES, ["deployment", "category"], self._candidates())
+        yield from _families(_OF_QUOTES, ["figure"], {(name,): found for name, found in self.live.quote_errors.items()})
+        yield from _families(_QUOTE_ERROR, ["figure", "quantile"], self._quote_errors())
         yield from _families(_OF_THE_FLEET, [], {(): self})
+
+    def _quote_errors(self) -> dict[tuple[str, ...], float]:
+        found = self.live.quote_errors.items()
+        return {(name, q): one[p] for name, one in found for q, p in (("0.5", "p50"), ("0.9", "p90"))}
 
     def _deployments(self) -> dict[tuple[str, ...], _Deployment]:
         """Also those that nothing is heard of."""
@@ -158,6 +164,13 @@ _OF_PROFILES: tuple[_Figure[_Measurement], ...] = (
 _OF_CANDIDATES: tuple[_Figure[_Candidate], ...] = (
     _Figure("tieryard_canary_ratio", "Share of the serving one's jobs that it is given.", lambda c: c.canary_share),
     _Figure("tieryard_candidate_promoted", "1 where it is promoted.", lambda c: c.promoted),
+)
+_OF_QUOTES: tuple[_Figure[dict[str, float]], ...] = (
+    _Figure("tieryard_quotes_settled", "Quotes of 30 days that were held against their batch.", lambda q: q["quotes"]),
+    _Figure("tieryard_quote_inside_ratio", "Of these, what came out in the quoted range.", lambda q: q.get("inside")),
+)
+_QUOTE_ERROR: tuple[_Figure[float], ...] = (
+    _Figure("tieryard_quote_error", "Actual over expected, of batches that were completed.", lambda ratio: ratio),
 )
 _OF_THE_FLEET: tuple[_Figure[Scrape], ...] = (
     _Figure("tieryard_explored_usd", "What exploring has cost on this day, in UTC.", lambda s: s.live.explored_usd),

@@ -10,6 +10,7 @@ from typing import Any
 from api.shapes import ErrorBody, ErrorPublic
 from tieryard.errors import (
     AuthError,
+    BudgetError,
     ConflictError,
     EngineBusyError,
     EngineError,
@@ -79,9 +80,11 @@ def refuse(
     param: str | None = None,
     line: int | None = None,
     headers: dict[str, str] | None = None,
+    kind: str | None = None,
 ) -> Refusal:
     """An error in OpenAI's shape and words; `line` is ours, and left out where there is none."""
-    kind = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    usual = "rate_limit_error" if status == 429 else "server_error" if status >= 500 else "invalid_request_error"
+    kind = kind or usual
     error = ErrorBody(message=message, type=kind, code=code, param=param, line=line)
     shown = ErrorPublic(error=error).model_dump(exclude={"error": {"line"}} if line is None else None)
     return Refusal(status, shown, headers or {})
@@ -106,8 +109,9 @@ def _of_user(error: UserError) -> Refusal:
     headers: dict[str, str] = {"www-authenticate": "Bearer"} if status == 401 else {}
     if isinstance(error, LimitError):
         headers = retry_after(error.retry_after_s)
+    kind = "insufficient_quota" if isinstance(error, BudgetError) else None  # OpenAI's word for what money stops
     message = error.message if status == 404 else str(error)  # "no job 'job_7'" names its kind already
-    return refuse(status, message, code=error.code, param=error.param, line=error.line, headers=headers)
+    return refuse(status, message, code=error.code, param=error.param, line=error.line, headers=headers, kind=kind)
 
 
 def _of_kind(kind: str, message: str, wait_s: float | None) -> Refusal:

@@ -268,13 +268,17 @@ class StartPublic(BaseModel):
 
 
 class MoneyPublic(BaseModel):
+    """A row of the ledger. Of a job's rows only that of the kind `inference` is charged."""
+
     kind: str
     fence: int
     cost_usd: Usd
     prompt_tokens: int
+    cached_tokens: int
     completion_tokens: int
     deployment: str
     catalog: str
+    window_id: int | None = Field(default=None, description="The rent window that it is posted to.")
     posted_at: datetime
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
+from decimal import Decimal
 from typing import Annotated
 
 import redis
@@ -17,14 +18,16 @@ from api.rate_headers import note_headers
 from api.switchboard import Switchboard
 from tieryard import telemetry
 from tieryard.admission import Admission
-from tieryard.catalog import Catalog
+from tieryard.catalog import Catalog, Price
 from tieryard.errors import AuthError, ScopeError
 from tieryard.in_force import InForce
 from tieryard.metrics import Metrics
 from tieryard.queues import Publisher, make_celery
 from tieryard.rates import Rates
+from tieryard.requests import Request as JobRequest
 from tieryard.settings import Settings
 from tieryard.store import Store, keys
+from tieryard.store.budgeted import Budgeted
 from tieryard.store.keys import Holder, Scope
 
 _KEY_CACHE_S = 5.0  # so long may a revoked key still work
@@ -54,6 +57,7 @@ class State:
             publisher=self.publisher,
             lock_timeout_s=_LOCK_TIMEOUT_S,
         )
+        self.budgeted = Budgeted(self.store)
         self._holders: dict[bytes, tuple[float, Holder]] = {}
 
     @property
@@ -86,6 +90,16 @@ class State:
             self._holders.clear()
         self._holders[digest] = (time.monotonic(), holder)
         return holder
+
+    def budget_prices(self, holder: Holder) -> Mapping[str, Price] | None:
+        """What a budget reserves tokens at, by deployment; None where nothing is to be reserved for this caller."""
+        bound = self.budgeted.binds(holder.tenant_id, holder.key_id)
+        return self.budgeted.prices(self.catalog) if bound else None
+
+    def worst_usd(self, holder: Holder, request: JobRequest) -> Decimal | None:
+        """The most that it can cost; None where its caller has no budget."""
+        prices = self.budget_prices(holder)
+        return self.admission.worst_usd([request], prices, tenant=holder.tenant)[0] if prices is not None else None
 
     async def open(self) -> None:
         await self.calls.open()
@@ -138,3 +152,4 @@ BatchDep = Annotated[Holder, Depends(_caller(Scope.BATCH, counted=True))]
 InferDep = Annotated[Holder, Depends(_caller(Scope.INFER, counted=True))]
 BenchmarkDep = Annotated[Holder, Depends(_caller(Scope.BENCHMARK, counted=True))]
 BenchmarkReadDep = Annotated[Holder, Depends(_caller(Scope.BENCHMARK, counted=False))]
+OperateDep = Annotated[Holder, Depends(_caller(Scope.OPERATE, counted=False))]

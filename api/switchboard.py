@@ -21,13 +21,14 @@ from api.slots import Slots, server_of
 from tieryard import telemetry
 from tieryard.admission import Admission, counted_for
 from tieryard.affinity import Sessions
+from tieryard.costs.windows import WindowPrice
 from tieryard.endings import Endings
 from tieryard.engines import Recording
 from tieryard.errors import StoreError, UnavailableError
 from tieryard.in_force import InForce
 from tieryard.job import State
 from tieryard.lease import API, Lease
-from tieryard.metrics import Gauge, Metrics
+from tieryard.metrics import Gauge, Metrics, Replica
 from tieryard.observe import Observer, Tallies
 from tieryard.queues import CALLBACKS, BrokerError, Publisher
 from tieryard.routing import JobFeatures, Snapshot, decide
@@ -37,7 +38,7 @@ from tieryard.store import Store, calls, jobs
 from tieryard.store.calls import Choice
 from tieryard.store.finish import Ending, Finished
 from tieryard.store.jobs import Claimed
-from tieryard.store.writer import Writer
+from tieryard.store.writer import POSTING_TIMEOUT_S, Writer
 from tieryard.telemetry import Event
 
 P = ParamSpec("P")
@@ -87,7 +88,9 @@ class Switchboard:
         key = settings.engine_key
         self.slots = Slots(catalog, self.snapshots, self.lease, key=key.get_secret_value() if key else None)
         self.providers = Providers(settings.redis_url.get_secret_value(), catalog)
-        self._aside = Store(settings.database_url.get_secret_value(), lock_timeout_s=lock_timeout_s)
+        self._aside = Store(
+            settings.database_url.get_secret_value(), lock_timeout_s=lock_timeout_s, timeout_s=POSTING_TIMEOUT_S
+        )
         self._call_threads = ThreadPoolExecutor(_CALL_THREADS, "calls")
         self._pump_threads = ThreadPoolExecutor(_PUMP_THREADS, "pumps")
         self.sessions = Sessions()
@@ -185,6 +188,11 @@ class Switchboard:
             extra_usd=decision.extra_usd,
             canary=decision.canary,
         )
+
+    def window_at(self, deployment: str, replica: Replica) -> WindowPrice | None:
+        """The rent window that stands for a replica now, as it says, or said when it was last heard of."""
+        heard = self.snapshots.live.replicas.get(deployment, ())
+        return next((r.window for r in heard if r.worker_id == replica.worker_id), replica.window)
 
     def end(self, job: Claimed, ending: Ending) -> None:
         self._observers[ending.deployment].add(job, ending)

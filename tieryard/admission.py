@@ -6,17 +6,18 @@ The same checks run where a caller waits for the answer (the API) and where line
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
-from tieryard.catalog import Catalog, Policy
+from tieryard.catalog import Catalog, Policy, Price
 from tieryard.errors import ModelNotFoundError, PromptTooLongError, RequestError
 from tieryard.hardness import Loaded, Word, load_hardness
 from tieryard.ids import draw
-from tieryard.requests import EMBEDDINGS, Relative, Request, parse_batch_line
-from tieryard.routing import Bounds, Decision, Hurdle, JobFeatures, Snapshot, decide, text_features
+from tieryard.requests import EMBEDDINGS, Relative, Request, Slo, parse_batch_line
+from tieryard.routing import Bounds, Decision, Hurdle, JobFeatures, Snapshot, decide, text_features, worst_usd
 from tieryard.tokens import TokenCounter, load_counter
 
 DEFAULT_TIER = "batch"
@@ -48,8 +49,16 @@ class Admission:
         self.catalog = catalog
         specs = {d.tokenizer for d in catalog.deployments.values()}
         self.counters: dict[str, TokenCounter] = {spec: load_counter(spec, cache_dir=cache_dir) for spec in specs}
-        self._static = Snapshot.of(catalog)
+        self._made_on, self._snapshot = _today(), Snapshot.of(catalog)
         self._model: Loaded | None = None
+
+    @property
+    def _static(self) -> Snapshot:
+        """The catalog alone, with the prices of today."""
+        day = _today()
+        if self._made_on != day:
+            self._snapshot, self._made_on = Snapshot.of(self.catalog), day
+        return self._snapshot
 
     def check(self, request: Request, *, callbacks: bool, tenant: str = "", line: int | None = None) -> None:
         """Raises RequestError that names the field (and the line). `callbacks`: whether any can be signed. `tenant`:
@@ -122,7 +131,7 @@ class Admission:
             max_cost_usd=request.max_cost_usd,
             policy=self._policy_of(at.tenant),
             waited_s=round((at.now - at.accepted).total_seconds(), 1) if at.accepted is not None else 0.0,
-            due_in_s=self._due_in_s(request, at),
+            due_in_s=self.due_in_s(request.slo, at),
             hardness=word.hardness,
             predicted=word.predicted,
             sticky=at.sticky,
@@ -130,10 +139,10 @@ class Admission:
             draw=draw(at.job_id),
         )
 
-    def _due_in_s(self, request: Request, at: Surroundings) -> float | None:
+    def due_in_s(self, slo: Slo | None, at: Surroundings) -> float | None:
         """To the job's own deadline, its tier's, or the end of its window, whichever comes first."""
         tier = self.catalog.tiers.get(at.tier)
-        wished = (request.slo.deadline if request.slo is not None else None) or (tier.slo.deadline if tier else None)
+        wished = (slo.deadline if slo is not None else None) or (tier.slo.deadline if tier else None)
         if isinstance(wished, timedelta):
             wished = at.accepted + wished if at.accepted is not None else at.now + wished
         ends = [moment for moment in (wished, at.expires) if moment is not None]
@@ -169,6 +178,25 @@ class Admission:
                         total += sum(self.prompt_tokens([request]))
         return total
 
+    def worst_usd(self, requests: list[Request], prices: Mapping[str, Price], *, tenant: str = "") -> list[Decimal]:
+        """The most that each can cost, by the dearest `prices` of each deployment: nothing, where a chat template
+        refuses it, since it will fail."""
+        try:
+            counts = {spec: count_prompts(counter, requests) for spec, counter in self.counters.items()}
+        except RequestError:
+            if len(requests) == 1:
+                return [Decimal(0)]
+            return [usd for request in requests for usd in self.worst_usd([request], prices, tenant=tenant)]
+        return [
+            worst_usd(
+                self._bare(request, {spec: counts[spec][i] for spec in counts}, tenant),
+                self._static,
+                prices,
+                limited=request.endpoint == EMBEDDINGS or "max_tokens" in request.body,
+            )
+            for i, request in enumerate(requests)
+        ]
+
     def check_names(self, request: Request, *, callbacks: bool) -> None:
         """Raises RequestError where it names what the catalog does not have."""
         if request.tier is not None:
@@ -198,21 +226,31 @@ class Admission:
 
     def _check_fit(self, request: Request, tenant: str) -> None:
         """A byte-level bound proves most fits; only the rest is tokenised."""
-        features = JobFeatures(
-            text=_NO_TEXT,
-            model=request.model,
-            prompt_tokens={spec: _at_most(counter, request) for spec, counter in self.counters.items()},
-            max_tokens=request.max_tokens,
-            needs=request.needs,
-            endpoint=request.endpoint,
-            max_cost_usd=request.max_cost_usd,
-            policy=self._policy_of(tenant),
+        features = self._bare(
+            request, {spec: _at_most(counter, request) for spec, counter in self.counters.items()}, tenant
         )
         if decide(features, self._static).deployment is not None:
             return
         exact = decide(self.features([request], [Surroundings(tenant=tenant)])[0], self._static)
         if exact.deployment is None:
             raise _misfit(request, exact, self.catalog.routing.policies.get(tenant))
+
+    def _bare(self, request: Request, prompt_tokens: dict[str, int], tenant: str) -> JobFeatures:
+        """All that decides who can take it at all."""
+        return JobFeatures(
+            text=_NO_TEXT,
+            model=request.model,
+            prompt_tokens=prompt_tokens,
+            max_tokens=request.max_tokens,
+            needs=request.needs,
+            endpoint=request.endpoint,
+            max_cost_usd=request.max_cost_usd,
+            policy=self._policy_of(tenant),
+        )
+
+
+def _today() -> date:
+    return datetime.now(tz=UTC).date()
 
 
 _NO_TEXT = text_features("")

@@ -14,6 +14,10 @@ _PLAIN = {"extra_forbidden": "no such field", "missing": "is required"}
 _WANTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
+    "date_from_datetime_inexact": "a date such as 2026-11-22",
+    "date_from_datetime_parsing": "a date such as 2026-11-22",
+    "date_parsing": "a date such as 2026-11-22",
+    "date_type": "a date such as 2026-11-22",
     "datetime_from_date_parsing": "a time such as 2026-11-22T12:00:00Z",
     "datetime_parsing": "a time such as 2026-11-22T12:00:00Z",
     "datetime_type": "a time such as 2026-11-22T12:00:00Z",

@@ -2,7 +2,7 @@
 
 TieryardError
 ├── UserError                 the caller can mend it; becomes a 4xx, or exit code 2
-│   ├── CatalogError          tieryard.yaml is refused: line, field, what was expected
+│   ├── CatalogError          tieryard.yaml or a price book is refused: line, field, what was expected
 │   ├── RequestError          a request is refused: field (and line, in a list)
 │   │   ├── ModelNotFoundError  it names a model that is not served
 │   │   └── PromptTooLongError  prompt + max_tokens exceed every context it could go to
@@ -11,6 +11,7 @@ TieryardError
 │   ├── NotFoundError         no such thing, or not yours
 │   ├── ConflictError         it contradicts what is there: an idempotency key used for something else
 │   └── LimitError            too much for this key or tenant now; carries `retry_after_s`
+│       └── BudgetError       a hard budget does not cover it
 ├── UnavailableError          nothing that could serve it is up, or it is full; carries `retry_after_s`
 │   └── MetricsAwayError      Redis does not answer, and what was asked for is only there
 ├── JobFailedError            a call's job has ended without an answer; `kind` is the word that its result has
@@ -99,6 +100,13 @@ class LimitError(UserError):
         self.code = code
         self.retry_after_s = retry_after_s
         self.headers = headers or {}
+
+
+class BudgetError(LimitError):
+    """`retry_after_s` is infinite where nothing but a new period, or a higher limit, would help."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, code="budget_exceeded", retry_after_s=retry_after_s)
 
 
 class UnavailableError(TieryardError):

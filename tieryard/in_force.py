@@ -56,6 +56,12 @@ class InForce:
         """What the fleet is told: nothing by a process that does not follow, for it has no use for the catalog."""
         return Taken(self.number, self._fault) if self._prepare is not None else Taken()
 
+    @property
+    def known(self) -> int:
+        """The newest version that this process has looked at: what it refuses by the one in force stays refused, unless
+        there is a newer one, which may have what this one lacks."""
+        return max(self.number, self._refused)
+
     def seen(self, newest: int) -> None:
         """The newest version's number, as a heartbeat has found it (0: none)."""
         if newest in (0, self.number) or (newest == self._refused and time.monotonic() < self._again_at):
@@ -113,7 +119,7 @@ class InForce:
             if version is None:
                 text = read_text(settings.catalog)
                 catalog = parse_catalog(text, name=str(settings.catalog))
-                version = catalogs.apply_first(self._store, text, name=catalog.hash())
+                version = catalogs.apply_first(self._store, text, name=catalog.hash(), catalog=catalog)
         except StoreError as error:
             self._log.warning(Event.STORE_AWAY, error=str(error)[:200])
             return 0, load_catalog(settings.catalog), settings.catalog.stat().st_mtime
@@ -125,7 +131,8 @@ class InForce:
         """Whoever edits the file and starts processes again may think that this is all there is to do."""
         found: dict[str, str] = {}
         try:
-            same = load_catalog(settings.catalog).hash() == catalog.hash()
+            text = read_text(settings.catalog)
+            same = text == version.body or parse_catalog(text, name=str(settings.catalog)).hash() == catalog.hash()
         except CatalogError as error:
             same, found = False, {"error": str(error)[:200]}
         if not same:

@@ -22,7 +22,8 @@ import redis
 
 from tieryard import breakers, profiles, trials
 from tieryard.breakers import Breaker, Breakers
-from tieryard.catalog import Catalog
+from tieryard.catalog import Catalog, Price
+from tieryard.costs.windows import WindowPrice
 from tieryard.engines.load import Load, load_from
 from tieryard.profiles import Mark, Observed, Profiles
 from tieryard.routing import Measured, Profile
@@ -32,6 +33,8 @@ _FRESH_S = 5.0
 _SERVED, _ARRIVED = "served", "arrived"  # by deployment: when it served last, and since when without a gap
 _NEEDED = "needed_tps"
 _STEP_BACK = "stepped_back"
+_QUOTES = "quote_errors"
+_QUOTES_KEPT_S = 3600
 
 # ARGV: the gauge's field and JSON, to which its time is added; its deployment, if it serves; how long none may be
 # heard of before it has arrived anew.
@@ -64,7 +67,7 @@ class Gauge:
 
     `why` says what is wrong with an engine that does not serve, to operators alone: it holds the server's own words.
     `ttft_ms` (p95) and `load` are what the server says of itself. `held` says why the hosted API behind it may not be
-    asked now, and for how long; empty when it may.
+    asked now, and for how long; empty when it may. `window` is the rent window that stands for a rented replica.
     """
 
     capacity: int
@@ -77,6 +80,7 @@ class Gauge:
     load: Load | None = None
     held: str = ""
     behind: int = 0
+    window: WindowPrice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Replica:
     ttft_ms: float | None = None
     load: Load | None = None
     held: str = ""
+    window: WindowPrice | None = None
 
     @property
     def serves(self) -> bool:
@@ -106,7 +111,8 @@ class Live:
     """All that was measured: gauges by deployment, profiles by deployment and category, replicas that serve; by tier
     the rate that its deadlines need; what exploring has cost today; by quality model why the router has stepped back
     from it to its rules, if it has; what is promoted or on trial; circuit breakers by deployment. `at` is when it was
-    read (epoch seconds, by Redis's clock)."""
+    read (epoch seconds, by Redis's clock). `quote_errors`: by figure, how far quotes were off, see
+    `tieryard.store.quotes.errors`."""
 
     gauges: dict[str, Measured]
     profiles: dict[str, dict[str, Profile]]
@@ -117,6 +123,7 @@ class Live:
     trials: Trials = NO_TRIALS
     breakers: dict[str, Breaker] = field(default_factory=dict)
     at: float = 0.0
+    quote_errors: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Metrics:
@@ -189,7 +196,8 @@ class Metrics:
 
     def _put(self, deployment: str, name: str, gauge: Gauge, *, serving: bool = False) -> None:
         keys = [f"gauges:{deployment}", _SERVED, _ARRIVED]
-        self._publish(keys=keys, args=[name, orjson.dumps(gauge), deployment if serving else "", _FRESH_S])
+        told = orjson.dumps(gauge, default=_plain)
+        self._publish(keys=keys, args=[name, told, deployment if serving else "", _FRESH_S])
 
     def observe(self, deployment: str, category: str, seen: Observed) -> None:
         """As `Profiles.observe`."""
@@ -217,6 +225,10 @@ class Metrics:
     def publish_trials(self, found: Trials) -> None:
         """What is in force, in the place of what was."""
         trials.publish(self._redis, found)
+
+    def publish_quote_errors(self, found: Mapping[str, Mapping[str, float]]) -> None:
+        """By figure, how far quotes of the last days were off, in the place of what was."""
+        self._redis.set(_QUOTES, orjson.dumps(found), ex=_QUOTES_KEPT_S)
 
     def breaker(self, deployment: str, catalog: Catalog) -> Breaker:
         """A deployment's circuit breaker, with the refusals of its provider."""
@@ -247,8 +259,9 @@ class Metrics:
             pipe.get(_explored_today())
             pipe.hgetall(_STEP_BACK)
             trials.ask(pipe)
+            pipe.get(_QUOTES)
             pipe.time()
-            *answers, served, needed, explored, step_back, told, at = pipe.execute()
+            *answers, served, needed, explored, step_back, told, quoted, at = pipe.execute()
         now = _seconds(at)
         stale_before = now - catalog.routing.stale_after.total_seconds()
         awaited_since = now - catalog.routing.wait_for.total_seconds()
@@ -267,7 +280,8 @@ class Metrics:
         replicas = {n: [r for r in _replicas(found) if r.serves] for n, found in fresh.items()}
         why = {model.decode(): said.decode() for model, said in step_back.items()}
         tps, explored_usd = orjson.loads(needed or b"{}"), float(explored or 0.0)
-        return Live(gauges, measured, replicas, tps, explored_usd, why, trials.read(told), broken, now)
+        off = orjson.loads(quoted or b"{}")
+        return Live(gauges, measured, replicas, tps, explored_usd, why, trials.read(told), broken, now, off)
 
 
 _Gauges = dict[str, dict[str, Any]]
@@ -326,9 +340,21 @@ def _replicas(fresh: _Gauges) -> list[Replica]:
             ttft_ms=g.get("ttft_ms"),
             load=load_from(g["load"]) if g.get("load") else None,
             held=g.get("held", ""),
+            window=_window(g.get("window")),
         )
         for n, g in sorted(workers.items())
     ]
+
+
+def _plain(value: Any) -> Any:
+    """A price as JSON has it: its decimals as text."""
+    if isinstance(value, Price):
+        return {name: None if usd is None else str(usd) for name, usd in value}
+    raise TypeError(f"{type(value).__name__} has no place in a gauge")
+
+
+def _window(told: dict[str, Any] | None) -> WindowPrice | None:
+    return WindowPrice(told["window_id"], Price(**told["price"])) if told else None
 
 
 def _calls_field(api: int, replica: int) -> str:

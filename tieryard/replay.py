@@ -110,12 +110,14 @@ def replay(
 
 
 def under(catalog: Catalog, old: Snapshot, *, exploring: bool = True) -> Snapshot:
-    """What the router would have known under this catalog when it knew `old`. `exploring`: there was money for it."""
+    """What the router would have known under this catalog when it knew `old`. `exploring`: there was money for it. What
+    is rented is charged at its standard price, which the catalog does not have: as then."""
     known = {c.name: c for c in old.candidates}
     idle = {name: Measured(capacity=d.max_in_flight, replicas=1) for name, d in catalog.deployments.items()}
     seen = {c.name: Measured(**{f.name: getattr(c, f.name) for f in fields(Measured)}) for c in old.candidates}
     made = Snapshot.of(
         catalog,
+        prices={name: known[name].price for name, d in catalog.deployments.items() if d.rent and name in known},
         gauges=idle | seen,
         profiles={name: c.profiles for name, c in known.items()},
         needed_tps={name: tier.needed_tps for name, tier in old.rules.tiers.items()},
@@ -249,7 +251,7 @@ class _Again:
     ) -> None:
         one.compared = 1
         if made.cost_usd is not None:
-            price = self._catalog.deployments[after[1].name].price
+            price = next(c.price for c in sides.new.candidates if c.name == after[1].name)
             prompt, completion = made.prompt_tokens or 0, made.completion_tokens or 0
             one.charged, one.old_usd = 1, made.cost_usd
             one.new_usd = token_cost(price, prompt_tokens=prompt, completion_tokens=completion)

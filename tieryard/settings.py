@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         default=2.0, ge=0.1, description="Decisions can be told in every number, and replayed, for so long."
     )
 
+    rent_grace_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="So long after a rent window's stop it is closed: longer than any job's end takes to be written.",
+    )
+
     redactor: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",

@@ -15,7 +15,7 @@ from decimal import Decimal
 import redis
 from structlog.typing import FilteringBoundLogger
 
-from tieryard.catalog import Catalog
+from tieryard.catalog import Catalog, Price
 from tieryard.hardness import Loaded
 from tieryard.metrics import Live, Metrics
 from tieryard.routing import Snapshot
@@ -132,6 +132,7 @@ class Snapshots:
             step_back=step_back(self._learned, live),
             quality_model=self._learned.quality_model,
             trials=live.trials,
+            prices=_standard_prices(live),
         )
 
     def stored_as(self, body: bytes) -> int | None:
@@ -147,6 +148,16 @@ class Snapshots:
             self._stored.move_to_end(body)
             if len(self._stored) > _REMEMBERED:
                 self._stored.popitem(last=False)
+
+
+def _standard_prices(live: Live) -> dict[str, Price]:
+    """What is charged where something is rented: the price of a window that stands there."""
+    return {
+        name: replica.window.price
+        for name, replicas in live.replicas.items()
+        for replica in reversed(replicas)
+        if replica.window is not None
+    }
 
 
 def step_back(learned: Loaded, live: Live) -> str:

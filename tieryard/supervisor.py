@@ -194,7 +194,8 @@ class Fleet:
         text = read_text(path)
         if newest is None or edited or self._given_catalog is not None or not catalogs.was_applied(self._store, text):
             name, note = file.hash(), f"{path.name}, at the fleet's start"
-            newest = catalogs.apply(self._store, text, name=name, tiers=file.tiers, note=note).version
+            found = catalogs.apply(self._store, text, name=name, tiers=file.tiers, note=note, catalog=file)
+            newest = found.version
         catalog = parse(newest)
         if catalog.hash() != file.hash():
             said = f"version {newest.number} of the catalog is in force, and not {path}"

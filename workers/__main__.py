@@ -31,14 +31,19 @@ def expand() -> None:
     """Expands and feeds batches, and rescues jobs."""
     from workers.expand import Expander
     from workers.feed import Feeder
+    from workers.renting import Renting
     from workers.rescue import Rescuer
 
     yard = Yard("expand", load_settings(), consume=[RESCUE, EXPAND])
     expander = Expander(yard, yard.admission())
-    feeder = Feeder(yard)
+    feeder, rescuer, renting = Feeder(yard), Rescuer(yard), Renting(yard)
+
+    def rescue() -> None:
+        rescuer.tick()
+        renting.tick()
 
     yard.task(EXPAND, expander.run)
-    yard.task(RESCUE, Rescuer(yard).tick)
+    yard.task(RESCUE, rescue)
     yard.in_force.follow(expander.prepare)
     yard.consume(concurrency=2, started=lambda _: feeder.start(), stopping=feeder.stop)
 
@@ -62,6 +67,7 @@ def classify() -> None:
 def infer(
     deployment: Annotated[str, typer.Argument(help="A deployment of the catalog.")],
     url: Annotated[str | None, typer.Option(help="Of this replica's own server, if attached.")] = None,
+    replica: Annotated[int, typer.Option(min=1, help="Which of the deployment's on this host: each has its own.")] = 1,
 ) -> None:
     """Feeds one replica of a deployment's engine from its model queue."""
     from workers.infer import Inference
@@ -70,7 +76,7 @@ def infer(
     def queues(catalog: Catalog) -> list[str]:
         return [model_queue(name) for name in served_by(catalog, deployment)]
 
-    yard = Yard("infer", load_settings(), consume=queues, deployment=deployment)
+    yard = Yard("infer", load_settings(), consume=queues, deployment=deployment, replica=replica)
     served, shared = served_by(yard.catalog, deployment), queues(yard.catalog)
     inference = Inference(yard, deployment, engine=yard.engine(deployment, url=url))
     yard.task("infer", inference.offer)

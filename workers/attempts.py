@@ -4,9 +4,11 @@ for good, or an engine that could not."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
+from tieryard.admission import count_prompts
 from tieryard.endings import Endings
-from tieryard.engines import Engine, Recording, record
+from tieryard.engines import Engine, Recording, Usage, record
 from tieryard.errors import (
     EngineBusyError,
     EngineDownError,
@@ -18,7 +20,7 @@ from tieryard.errors import (
     StoreError,
 )
 from tieryard.job import MAX_WORKER_DEATHS, State
-from tieryard.requests import parse_request
+from tieryard.requests import Request, parse_request
 from tieryard.store import Store, jobs
 from tieryard.store.finish import Ending, HandBack
 from tieryard.store.jobs import Claimed
@@ -46,7 +48,10 @@ class Attempts:
                 await asyncio.to_thread(jobs.mark_alone, self._store, job)
             request = parse_request(job.body)
             adapter = {"model": job.deployment} if job.deployment != self._host else {}
-            await record(self._engine, request.salted(job.tenant_id) | adapter, recording)
+            try:
+                await record(self._engine, request.salted(job.tenant_id) | adapter, recording)
+            finally:
+                self._estimate(request, recording)
         except RequestError as error:
             return self._endings.final(job, State.FAILED, recording, error_kind="invalid_request", error=str(error))
         except PermanentError as error:
@@ -55,7 +60,7 @@ class Attempts:
             self._pacing.refused(error, recording)
             # A hosted API is left alone by all, until when it says; meanwhile others may take this one.
             wait_s = min(error.retry_after_s or _TOLD_S, _LONGEST_WAIT_S) if self._pacing.free else _TOLD_S
-            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s)
+            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=wait_s, recording=recording)
         except StoreError:
             return self._endings.hand_back(job, HandBack.OUTAGE, EngineError("the store was away"), wait_s=1.0)
         except (EngineDownError, EngineTimeoutError) as error:
@@ -63,6 +68,14 @@ class Attempts:
         except EngineError as error:
             return self._endings.failed(job, recording, error)
         return self._endings.final(job, State.SUCCEEDED, recording)
+
+    def _estimate(self, request: Request, recording: Recording) -> None:
+        """An engine that says only in the end what it used says nothing of a start that ends before: its prompt was
+        read all the same, and is billed as it is counted here."""
+        if recording.generated and recording.done is None and recording.running is None:
+            with contextlib.suppress(EngineError, RequestError):
+                [prompt] = count_prompts(self._upkeep.counter(), [request])
+                recording.running = Usage(prompt, recording.generated)
 
     async def _engine_failed(self, job: Claimed, recording: Recording, error: RetryableError) -> Ending:
         """No answer. An engine that is well failed this job; one that is not has died, or was never reached."""
@@ -72,8 +85,8 @@ class Attempts:
         if well and (error.sent or error.status == _FORBIDDEN):
             return self._endings.failed(job, recording, error)
         if not error.sent:
-            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=1.0)
+            return self._endings.hand_back(job, HandBack.OUTAGE, error, wait_s=1.0, recording=recording)
         if job.worker_deaths + 1 >= MAX_WORKER_DEATHS:
             reason = f"in flight at {job.worker_deaths + 1} engine or worker deaths: {error.message}"
             return self._endings.final(job, State.FAILED, recording, error_kind="engine_died", error=reason)
-        return self._endings.hand_back(job, HandBack.CRASH, error, wait_s=1.0)
+        return self._endings.hand_back(job, HandBack.CRASH, error, wait_s=1.0, recording=recording)

@@ -16,7 +16,8 @@ from tieryard import telemetry
 from tieryard.catalog import Catalog
 from tieryard.errors import ConflictError, StoreError
 from tieryard.store import benchmarks
-from tieryard.store.benchmarks import BenchmarkRun, Posting, RunEnd, RunKind, RunState
+from tieryard.store.benchmark_postings import Posting
+from tieryard.store.benchmarks import BenchmarkRun, RunEnd, RunKind, RunState
 from tieryard.telemetry import Event
 from workers import fingerprints, judging, pairwise, quality, schedules, speed
 from workers.fingerprints import Changes
@@ -132,6 +133,8 @@ class Benchmarker:
             end = busy
         except (StoreError, redis.RedisError) as error:
             end = speed.Busy(f"{type(error).__name__} while it ran", 10.0)
+        except speed.FaultedError as faulted:
+            end = replace(self._fault(run, faulted.error), postings=faulted.postings)
         except Exception as error:
             end = self._fault(run, error)
         while True:  # what was found, and has cost something, must not be lost with Postgres or Redis away for a while
@@ -146,10 +149,10 @@ class Benchmarker:
     def _conclude(self, run: BenchmarkRun, end: RunEnd | speed.Busy, *, stopped: bool) -> None:
         if isinstance(end, speed.Busy):
             # One that has begun and is put off again and again would cost more than it ever tells.
-            longer = 2 ** min(run.fence - 1, _MOST_DOUBLED) if end.posting is not None else 1
-            self._put_off(run, str(end), longer * end.wait_s, end.posting)
+            longer = 2 ** min(run.fence - 1, _MOST_DOUBLED) if end.postings else 1
+            self._put_off(run, str(end), longer * end.wait_s, end.postings)
         elif stopped and end.state is not RunState.FAILED and not self._cancelled(run):
-            self._put_off(run, "its worker has stopped", 0.0, end.posting)
+            self._put_off(run, "its worker has stopped", 0.0, end.postings)
         else:
             self._finish(run, end)
 
@@ -167,11 +170,11 @@ class Benchmarker:
         found = benchmarks.get(self._yard.store, run.id)
         return found.cancelling or found.fence != run.fence
 
-    def _put_off(self, run: BenchmarkRun, why: str, wait_s: float, posting: Posting | None = None) -> None:
+    def _put_off(self, run: BenchmarkRun, why: str, wait_s: float, postings: tuple[Posting, ...] = ()) -> None:
         if self._cancelled(run):
-            self._finish(run, RunEnd(RunState.CANCELLED, "cancelled while it ran", posting=posting))
+            self._finish(run, RunEnd(RunState.CANCELLED, "cancelled while it ran", postings=postings))
             return
-        benchmarks.hand_back(self._yard.store, run, why=why, wait_s=wait_s, posting=posting)
+        benchmarks.hand_back(self._yard.store, run, why=why, wait_s=wait_s, postings=postings)
         self._yard.log.info(Event.BENCHMARK_PUT_OFF, run=run.public_id, deployment=run.deployment, why=why)
 
     # --- how runs end -----------------------------------------------------------------------------------

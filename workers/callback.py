@@ -53,10 +53,11 @@ def deliver_one(yard: Yard, owed: Owed) -> None:
 
 
 def _payload(owed: Owed) -> dict[str, object]:
-    """Thin: what happened to which job or batch. The receiver reads the rest with its key."""
+    """Thin: what happened to which job or batch; the receiver reads the rest with its key. What would have changed by
+    then is told."""
     kind = owed.event.partition(".")[0]
     return {
         "type": owed.event,
         "timestamp": owed.created_at.isoformat(),
-        "data": {"id": public(kind, owed.subject_id)},
+        "data": {"id": public(kind, owed.subject_id), **(owed.data or {})},
     }

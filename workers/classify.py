@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
 
@@ -21,11 +21,13 @@ from tieryard.queues import BrokerError, Parcel, parcels_to_infer
 from tieryard.requests import Request, parse_request
 from tieryard.routing import JobFeatures, Snapshot, decide_many
 from tieryard.snapshots import Snapshots
-from tieryard.store import Connection, jobs, keys
+from tieryard.store import Connection, catalogs, jobs, keys
 from tieryard.store.jobs import Routed, Waiting
 from tieryard.telemetry import Event
 from workers.shadowing import Shadows
 from workers.yard import Yard
+
+_UNTIL_TOLD_S = 5.0  # heartbeats tell of catalogs
 
 
 class Classifier:
@@ -56,6 +58,7 @@ class Classifier:
     def classify(self, tier: str, due: float, runs: list[Run]) -> int:
         """One parcel: how many of its jobs are now routed."""
         started = time.monotonic()
+        known = self._yard.in_force.known
         self._take_over()
         snapshot = self._snapshots.newest()
         with self._yard.store.transaction() as connection:
@@ -67,6 +70,8 @@ class Classifier:
             if self._admission.catalog.routing.policies:
                 self._learn_names(connection, {job.tenant_id for job in waiting})
             decisions = self._decide(tier, waiting, snapshot)
+            if any(map(_is_refusal, decisions)) and not catalogs.is_newest(connection, known):
+                decisions = [_until_told(d) if _is_refusal(d) else d for d in decisions]
             body = snapshot.to_json()
             snapshot_id = self._snapshots.stored_as(body) or jobs.save_snapshot(connection, body)
             routed = jobs.save_decisions(
@@ -79,7 +84,7 @@ class Classifier:
         if extra_usd := sum((d.extra_usd for d in moved), Decimal(0)):
             self._snapshots.explored(extra_usd)
         self._publish(tier, due, moved, self._shadows.parcels(copies))
-        if any(d.deployment is None and not d.defer_s for d in decisions):
+        if any(map(_is_refusal, decisions)):
             self._yard.nudge_callbacks()
         self._yard.log.debug(
             Event.PARCEL_ROUTED, tier=tier, jobs=len(routed), ms=round((time.monotonic() - started) * 1000, 2)
@@ -168,6 +173,15 @@ class _Asked:
     request: Request
     around: Surroundings
     key: int
+
+
+def _is_refusal(decision: Routed) -> bool:
+    return decision.deployment is None and not decision.defer_s
+
+
+def _until_told(refusal: Routed) -> Routed:
+    """The catalog that is in force may have what this process' lacks, and be what the job was made for."""
+    return replace(refusal, defer_s=_UNTIL_TOLD_S, reason=f"a newer catalog may say otherwise: {refusal.reason}")
 
 
 def _refused(job: Waiting, error: RequestError) -> Routed:

@@ -52,18 +52,18 @@ class Expander:
 
 
 def expand_all(yard: Yard, admission: Admission, *, overtaken: Callable[[], bool] = lambda: False) -> int:
-    """Expands until no batch waits, or the admission is `overtaken`, and between two chunks closes what is done: how
-    many lines became jobs."""
+    """Expands until no batch waits, or the admission is `overtaken`, or there is a catalog that this process has yet to
+    hear of; between two chunks closes what is done: how many lines became jobs."""
     signed = yard.settings.webhook_secret is not None
     revisions = {name: d.pinned for name, d in admission.catalog.deployments.items()}
-    lines = 0
+    version, lines = yard.in_force.known, 0
 
     def judged(line: str, endpoint: str | None, tier: str, tenant: str) -> Verdict:
         return judge(admission, line, signed=signed, endpoint=endpoint, tier=tier, tenant=tenant)
 
     while not overtaken():
         close_all(yard)
-        chunk = expansion.expand_chunk(yard.store, judged, revisions=revisions)
+        chunk = expansion.expand_chunk(yard.store, judged, revisions=revisions, version=version)
         if chunk is None:
             return lines
         batch_id, done = chunk

@@ -19,10 +19,10 @@ from tieryard.engines import Engine, Recording
 from tieryard.errors import EngineError, StoreError
 from tieryard.ids import KeyedRun, Run, read_keyed
 from tieryard.metrics import Gauge
-from tieryard.store import jobs
+from tieryard.store import Store, jobs
 from tieryard.store.finish import Finished, HandBack
 from tieryard.store.jobs import Claimed
-from tieryard.store.writer import Writer
+from tieryard.store.writer import POSTING_TIMEOUT_S, Writer
 from tieryard.telemetry import Event, fault
 from workers.attempts import Attempts
 from workers.claims import Claims
@@ -66,7 +66,9 @@ class Inference:
         self._suspect: Claimed | None = None  # waits for an empty engine
         self._alone: int | None = None  # the suspect that runs
         self._draining = False
-        self._writer = Writer(yard.store, flushed=self._flushed)
+        # An ending that took longer than a window's grace would post to a closed one: that is balanced, but told late.
+        self._posting = Store(yard.settings.database_url.get_secret_value(), pool_size=1, timeout_s=POSTING_TIMEOUT_S)
+        self._writer = Writer(self._posting, flushed=self._flushed)
         self._endings = Endings(yard.lease, yard.catalog, yard.log)
         self._attempts = Attempts(yard.store, name, self._engine, self._upkeep, self._pacing, self._endings)
         self._gate: Callable[[bool], None] = lambda _: None
@@ -105,6 +107,7 @@ class Inference:
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
             self._loop.close()
             self._writer.close()
+        self._posting.close()
         self._yard.log.info(Event.WORKER_DRAINED)
 
     # --- the loop ------------------------------------------------------------------------------------
@@ -190,7 +193,8 @@ class Inference:
     def _gauge(self) -> Gauge:
         backlog = len(self._inbox) + len(self._ready) + self._pacing.asking
         gauge = self._upkeep.gauge(open_to_calls=self._open_to_calls, in_flight=len(self._running), backlog=backlog)
-        return replace(gauge, held=self._pacing.held, behind=self._inbox.behind)
+        window = self._yard.lease.window
+        return replace(gauge, held=self._pacing.held, behind=self._inbox.behind, window=window)
 
     @property
     def _unstarted(self) -> list[Claimed]:

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tieryard.engines import Engine, Recording, Stream
+from tieryard.engines import Engine, Recording, Stream, Usage
 from tieryard.engines.load import Load
 from tieryard.engines.vetting import Expected
 from tieryard.errors import EngineBusyError, RetryableError
@@ -20,14 +20,14 @@ _BACKOFF_S = 1.0  # after a refusal that does not say how long to wait
 
 class Replicas:
     """For who only sends requests. `engines` are by URL, `quota` that of a hosted API. It counts what is in flight at
-    each replica, by worker id, and the tokens that all requests have used. On the loop."""
+    each replica, and the tokens that all requests there have used, both by worker id. On the loop."""
 
     url = None
 
     def __init__(self, replicas: Sequence[Replica], engines: Mapping[str, Engine], quota: Quota | None = None) -> None:
         self.urls = {replica.worker_id: replica.url for replica in replicas}
         self.in_flight: Counter[int] = Counter()
-        self.prompt_tokens = self.completion_tokens = 0
+        self.used: dict[int, Usage] = {}
         self.live = frozenset(self.urls)
         """Those to send to while there are any; a dead one is always the emptiest."""
         self._capacity = {replica.worker_id: max(1, replica.capacity) for replica in replicas}
@@ -70,8 +70,7 @@ class Replicas:
         finally:
             self.in_flight[worker_id] -= 1
             used = recording.usage
-            self.prompt_tokens += used.prompt_tokens
-            self.completion_tokens += used.completion_tokens
+            self.used[worker_id] = self.used.get(worker_id, Usage(0, 0)) + used
             if ticket is not None and self._quota is not None:
                 self._quota.settle(ticket, used.prompt_tokens + used.completion_tokens, sent=sent)
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 import redis
 
 from tieryard.affinity import Homes
+from tieryard.ids import public
 from tieryard.job import State
 from tieryard.lease import API
 from tieryard.metrics import Replica
 from tieryard.queues import BENCHMARK, BrokerError, Parcel, model_queue, parcels_to_classify, replica_of, tier_queue
-from tieryard.store import Connection, files, idempotency, rescue, routes
+from tieryard.store import Connection, budgets, files, idempotency, rescue, routes
 from tieryard.store.leader import lead
 from tieryard.store.rescue import Nudge
 from tieryard.telemetry import Event
-from workers import fingerprints, speed, stepback, trials
+from workers import fingerprints, quoting, speed, stepback, trials
 from workers.classify import parcels_home
 from workers.yard import Yard
 
@@ -83,15 +84,17 @@ def sweep(yard: Yard, *, bury: bool = True, homes: Homes | None = None) -> None:
             routes.forget_snapshots(connection, days=yard.settings.snapshots_kept_days)
             files.purge_expired(connection)
         stopped = _stop_all(connection)
+        told = _settle(yard, connection)
         _forget(yard, buried)
         _empty_queues(yard, connection)
         stepback.look(yard, connection)
         trials.look(yard, connection)
+        quoting.look(yard, connection)
         if moved or rerouted:
             yard.log.warning(Event.RESCUED, **moved, rerouted=rerouted)
         if stopped:  # what their callers asked for, or their windows
             yard.log.info(Event.RESCUED, stopped=stopped)
-        if moved or stopped or rerouted:
+        if moved or stopped or rerouted or told:
             yard.nudge_callbacks()
         flushed = yard.redis.get(EPOCH) is None
         if flushed:
@@ -159,6 +162,19 @@ def _stop_all(connection: Connection) -> int:
             n, more = rescue.stop(connection)
         ended += n
     return ended
+
+
+def _settle(yard: Yard, connection: Connection) -> int:
+    """Budgets: what was reserved for jobs that are final gives way to what they cost. How many marks were passed."""
+    with connection.transaction():
+        settled = budgets.settle(connection)
+    for period in settled:
+        name, spent = public(budgets.KIND, period.budget_id), str(period.spent_usd)
+        if period.marks:
+            yard.log.warning(Event.BUDGET_PASSED, budget=name, spent_usd=spent, mark=period.marks[-1])
+        if period.over:
+            yard.log.warning(Event.BUDGET_OVERRUN, budget=name, spent_usd=spent, jobs=period.over)
+    return sum(len(period.marks) for period in settled)
 
 
 def _parcels(yard: Yard, nudges: list[Nudge], homes: Homes) -> list[Parcel]:

@@ -24,12 +24,16 @@ from tieryard.bench.specs import CapacitySpec, SpeedSpec
 from tieryard.catalog import AttachedEngine, Catalog, Limits, LlamaCppEngine, Price
 from tieryard.complaints import complaint
 from tieryard.costs import token_cost
+from tieryard.costs.terms import rent_of
+from tieryard.costs.windows import WindowPrice, charge_usd
+from tieryard.engines import Usage
 from tieryard.engines.opening import missing_key, open_replica
 from tieryard.errors import UserError
 from tieryard.metrics import Replica
 from tieryard.profiles import Observed
 from tieryard.store import Connection, profiles
-from tieryard.store.benchmarks import BenchmarkRun, Posting, RunEnd, RunKind, RunState
+from tieryard.store.benchmark_postings import Posting
+from tieryard.store.benchmarks import BenchmarkRun, RunEnd, RunKind, RunState
 from workers.giving_way import GivingWay, StoppedError
 from workers.replicas import Replicas
 from workers.sampling import Sample, draw_sample
@@ -43,18 +47,27 @@ _SOUND = 600  # requests of a probe, from which on chance leaves a capacity with
 
 
 class Busy(Exception):  # noqa: N818  # no error: it is to be tried again
-    """Others need the deployment: the run is for later, in `wait_s` seconds at the earliest. `posting` is what it has
+    """Others need the deployment: the run is for later, in `wait_s` seconds at the earliest. `postings` are what it has
     used until now."""
 
-    def __init__(self, why: str, wait_s: float = _AGAIN_S, posting: Posting | None = None) -> None:
+    def __init__(self, why: str, wait_s: float = _AGAIN_S, postings: tuple[Posting, ...] = ()) -> None:
         super().__init__(why)
         self.wait_s = wait_s
-        self.posting = posting
+        self.postings = postings
+
+
+class FaultedError(Exception):
+    """A fault of ours, `error`, in the middle of a run. `postings` are what that has used until then."""
+
+    def __init__(self, error: Exception, postings: tuple[Posting, ...]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.postings = postings
 
 
 def run(yard: Yard, run: BenchmarkRun, stop: threading.Event) -> RunEnd:
     """The run from its start to its end, in this thread. `stop` ends it at once. What cannot be measured, by its
-    catalog or its request, has FAILED and says why. Raises Busy, redis.RedisError or StoreError."""
+    catalog or its request, has FAILED and says why. Raises Busy, FaultedError, redis.RedisError or StoreError."""
     try:
         return _Measurement(yard, run).make(stop)
     except UserError as error:
@@ -106,6 +119,7 @@ class _Measurement:
         self._deployment = self._catalog.deployments[self._name]
         self._host = self._catalog.deployments[self._catalog.host_of(self._name)]
         self._slos = _slos(self._catalog)
+        self._posting_ids: list[int | None] = []
         self._spare = Spare(yard.metrics, self._name, ours=yard.worker_id, reserve=self._host.realtime_reserve)
 
     def make(self, stop: threading.Event) -> RunEnd:
@@ -113,6 +127,8 @@ class _Measurement:
         anyway = self._in_window()
         if not anyway and (why := self._spare.taken_by(load.wanted)):
             raise Busy(why)
+        # Before there is anything to post: then the store may be away.
+        self._posting_ids = [None, *(self._yard.store.next_id() for _ in load.replicas[1:])]
         try:
             return asyncio.run(self._under_way(load, stop, anyway=anyway))
         finally:  # after the last look, which may still have told something
@@ -165,23 +181,31 @@ class _Measurement:
             pauses=closed,
             anyway=anyway,
         )
-        sending = self._speed if isinstance(self._spec, SpeedSpec) else self._capacity
         try:
-            end = await giving_way.guard(sending(load, replicas, giving_way), stop)
+            end = await self._sent(load, replicas, giving_way, stop)
         except StoppedError:
             end = RunEnd(RunState.CANCELLED, "stopped while it ran")
+        except UserError as error:
+            end = RunEnd(RunState.FAILED, str(error))
         except redis.RedisError as error:
-            raise Busy(f"{type(error).__name__} while it ran", posting=self._posting(replicas)) from error
+            raise Busy(f"{type(error).__name__} while it ran", postings=self._postings(load, replicas)) from error
+        except Exception as error:
+            raise FaultedError(error, self._postings(load, replicas)) from error
+        postings = self._postings(load, replicas)
+        if end.state is RunState.SUCCEEDED and not self._unchanged():
+            raise Busy("the catalog has changed what it is while it ran", postings=postings)
+        if giving_way.gave_way:
+            raise Busy(giving_way.gave_way, max(_AGAIN_S, giving_way.wait_s), postings)
+        return replace(end, postings=postings, pinned=self._deployment.build)
+
+    async def _sent(self, load: _Load, replicas: Replicas, giving_way: GivingWay, stop: threading.Event) -> RunEnd:
+        sending = self._speed if isinstance(self._spec, SpeedSpec) else self._capacity
+        try:
+            return await giving_way.guard(sending(load, replicas, giving_way), stop)
         finally:
             await replicas.close()
             with contextlib.suppress(redis.RedisError):  # what was used and paid for is known all the same
                 await asyncio.to_thread(replicas.settle)
-        posting = self._posting(replicas)
-        if end.state is RunState.SUCCEEDED and not self._unchanged():
-            raise Busy("the catalog has changed what it is while it ran", posting=posting)
-        if giving_way.gave_way:
-            raise Busy(giving_way.gave_way, max(_AGAIN_S, giving_way.wait_s), posting)
-        return replace(end, posting=posting, pinned=self._deployment.build)
 
     def _unchanged(self) -> bool:
         """Whether the catalog in force has the build that was to be measured."""
@@ -193,12 +217,37 @@ class _Measurement:
         secret = key.get_secret_value() if key is not None else None
         return open_replica(self._catalog, self._name, url, key=secret)
 
-    def _posting(self, replicas: Replicas) -> Posting | None:
-        prompt, completion = replicas.prompt_tokens, replicas.completion_tokens
-        if not prompt + completion:
-            return None
-        cost = token_cost(self._deployment.price, prompt_tokens=prompt, completion_tokens=completion)
-        return Posting(prompt, completion, cost, tier=[*self._catalog.tiers][-1], catalog=self._catalog.hash())
+    def _postings(self, load: _Load, replicas: Replicas) -> tuple[Posting, ...]:
+        """What was used in each rent window that stands now, or stood when the load began; what nothing is rented for
+        is one posting."""
+        heard = {replica.worker_id: replica for replica in load.replicas}
+        with contextlib.suppress(redis.RedisError):
+            heard |= {replica.worker_id: replica for replica in self._yard.metrics.replicas(self._name)}
+        by_window: dict[WindowPrice | None, Usage] = {}
+        for worker_id, used in sorted(replicas.used.items()):
+            if used.prompt_tokens + used.completion_tokens:
+                window = heard[worker_id].window
+                by_window[window] = by_window.get(window, Usage(0, 0)) + used
+        return tuple(
+            self._posting(window, used, posting_id)
+            for (window, used), posting_id in zip(by_window.items(), self._posting_ids, strict=False)
+        )
+
+    def _posting(self, window: WindowPrice | None, used: Usage, posting_id: int | None) -> Posting:
+        tokens = {
+            "prompt_tokens": used.prompt_tokens,
+            "cached_tokens": used.cached_tokens,
+            "completion_tokens": used.completion_tokens,
+        }
+        price = self._catalog.price_of(self._name, datetime.now(tz=UTC).date())
+        return Posting(
+            **tokens,
+            cost_usd=token_cost(price, **tokens) if window is None else charge_usd(window.price, **tokens),
+            tier=[*self._catalog.tiers][-1],
+            catalog=self._catalog.hash(),
+            window_id=window.window_id if window is not None else None,
+            id=posting_id,
+        )
 
     # --- speed ------------------------------------------------------------------------------------------
 
@@ -222,8 +271,7 @@ class _Measurement:
         return self._speed_end(found, load, pauses=giving_way.pauses)
 
     def _speed_end(self, found: Run, load: _Load, *, pauses: int) -> RunEnd:
-        rent = self._deployment.rent_usd_per_hour
-        cost: Price | Rent = self._deployment.price if rent is None else Rent(rent)
+        cost = self._cost()
         full = isinstance(found.shape, Closed) and load.wanted == load.room and len(found.traces) >= 2 * load.room
 
         def figures_of(run: Run) -> dict[str, Figures]:
@@ -251,6 +299,14 @@ class _Measurement:
         profiles_ = {name: _as_json(one) | {"fields": to_profile(one)} for name, one in figures_of(found).items()}
         at = datetime.fromtimestamp(found.at, tz=UTC)
         return RunEnd(RunState.SUCCEEDED, report=_plain(report), measured_at=at, profiles=profiles_)
+
+    def _cost(self) -> Price | Rent:
+        """As jobs there are paid for; an adapter by its host's rent."""
+        today, rent = datetime.now(tz=UTC).date(), self._host.rent
+        if rent is None:
+            return self._catalog.price_of(self._name, today)
+        usd_per_hour, _ = rent_of(rent, self._catalog.instance_of(rent, today), gpus=self._host.gpus)
+        return Rent(usd_per_hour)
 
     # --- capacity ---------------------------------------------------------------------------------------
 

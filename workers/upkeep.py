@@ -115,6 +115,13 @@ class Upkeep:
         if self.limit > was:
             self._changed()
 
+    def counter(self) -> TokenCounter:
+        """Raises EngineError when the catalog's tokenizer is not on this machine."""
+        try:
+            return load_counter(self._spec.tokenizer, cache_dir=self._yard.settings.cache_dir)
+        except UserError as error:
+            raise EngineError(f"its tokenizer cannot be checked: {error}") from error
+
     async def run(self) -> None:
         """Keeps the engine up, without end."""
         pause_s = _FIRST_PAUSE_S
@@ -154,6 +161,7 @@ class Upkeep:
     async def _watch(self) -> None:
         """Returns when the engine is down."""
         self.state, self.why = EngineState.SERVING, ""
+        self._yard.lease.serves()
         self._yard.log.info(Event.ENGINE_READY, limit=self.limit)
         self._changed()
         misses = 0
@@ -198,7 +206,7 @@ class Upkeep:
         spec, catalog = self._spec, self._yard.catalog
         engine = spec.engine
         unchecked = engine.unchecked if isinstance(engine, AttachedEngine | VllmEngine) else frozenset()
-        counter = None if TOKENIZER in unchecked else await asyncio.to_thread(self._counter)
+        counter = None if TOKENIZER in unchecked else await asyncio.to_thread(self.counter)
         return Expected(
             names=(served_model(spec), *catalog.adapters_of(self._name)),
             context_limit=spec.context_limit,
@@ -208,13 +216,6 @@ class Upkeep:
             unchecked=frozenset(unchecked),
             warm_up=min(_WARM_UP, spec.max_in_flight),
         )
-
-    def _counter(self) -> TokenCounter:
-        """Raises EngineError when the catalog's tokenizer is not on this machine."""
-        try:
-            return load_counter(self._spec.tokenizer, cache_dir=self._yard.settings.cache_dir)
-        except UserError as error:
-            raise EngineError(f"its tokenizer cannot be checked: {error}") from error
 
 
 def _promised_ms(catalog: Catalog, spec: Deployment) -> float | None:

@@ -47,6 +47,7 @@ class Yard:
         *,
         consume: Iterable[str] | Callable[[Catalog], Iterable[str]],
         deployment: str | None = None,
+        replica: int = 1,
     ) -> None:
         self.kind = kind
         self.deployment = deployment
@@ -65,7 +66,7 @@ class Yard:
         self.quotas = Quotas(settings.redis_url.get_secret_value())
         self.app: Celery = make_celery(settings.redis_url.get_secret_value(), consume=queues)
         self.publisher = Publisher(self.app)
-        self.lease = Lease(kind, settings, self.log, self.in_force, deployment=deployment)
+        self.lease = Lease(kind, settings, self.log, self.in_force, deployment=deployment, replica=replica)
 
     @property
     def catalog(self) -> Catalog:

@@ -63,12 +63,14 @@ class Running:
 StartFleet = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
+ENVIRONMENT = {"TIERYARD_API_KEY": KEY, "TIERYARD_WINDOW_S": "1", "TIERYARD_WEBHOOK_ALLOW_PRIVATE": "true"}
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short leases and windows, and callbacks to this machine."""
-    for name, value in {"LEASE_S": "2", "HEARTBEAT_S": "0.5", "WINDOW_S": "1", "API_KEY": KEY}.items():
-        monkeypatch.setenv(f"TIERYARD_{name}", value)
-    monkeypatch.setenv("TIERYARD_WEBHOOK_ALLOW_PRIVATE", "true")
+    for name, value in {**ENVIRONMENT, "TIERYARD_LEASE_S": "2", "TIERYARD_HEARTBEAT_S": "0.5"}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -87,10 +89,15 @@ def start_fleet(quick: None) -> Iterator[StartFleet]:
         yield start
 
 
-@pytest.fixture
-def local_fleet(quick: None) -> Iterator[Running]:
-    """What `tieryard up` starts: llama.cpp with real weights."""
-    with open_directory() as home, running(Fleet(home / "data", port=free_port())) as found:
+@pytest.fixture(scope="session")
+def local_fleet() -> Iterator[Running]:
+    """What `tieryard up` starts: llama.cpp with real weights, and its own catalog. One for all tests: its processes'
+    start takes as long as most of them together."""
+    with open_directory() as home, contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ENVIRONMENT.items():
+                patch.setenv(name, value)
+            found = stack.enter_context(running(Fleet(home / "data", port=free_port())))
         yield found
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook
 
-from tests.acceptance.conftest import StartFleet
+from tests.acceptance.conftest import Running
 from tests.conftest import eventually
-from tieryard.testing.fake_vllm import FakePlan
 
 
 class Receiver:
@@ -49,19 +48,18 @@ def receiver() -> Iterator[Receiver]:
     receiver.server.server_close()
 
 
-def test_job_and_batch_callbacks_are_signed_and_tried_again(start_fleet: StartFleet, receiver: Receiver) -> None:
-    with start_fleet(FakePlan()) as running:
-        job = running.api.post("/v1/jobs", json={"prompt": "Hi.", "callback_url": receiver.url}).json()
-        batch = running.api.post(
-            f"/v1/jobs?callback_url={receiver.url}", json=[{"prompt": "A"}, {"prompt": "B"}]
-        ).json()
-        eventually(lambda: len(receiver.seen) == 4, within_s=40, what="two messages, each sent twice")
-        secret = (running.fleet.data_dir / "webhook_secret").read_text()
-        told = {(m["type"], m["data"]["id"]) for m in (Webhook(secret).verify(b, h) for h, b in receiver.seen)}
-        assert told == {("job.completed", job["id"]), ("batch.completed", batch["id"])}
-        by_id = [h["webhook-id"] for h, _ in receiver.seen]
-        assert {by_id.count(i) for i in by_id} == {2}, "a retry has the same id"
-        eventually(
-            lambda: running.rows("SELECT count(*) FROM outbox WHERE delivered_at IS NOT NULL") == [(2,)],
-            what="both settled",
-        )
+def test_job_and_batch_callbacks_are_signed_and_tried_again(local_fleet: Running, receiver: Receiver) -> None:
+    api, short = local_fleet.api, {"max_tokens": 4}
+    job = api.post("/v1/jobs", json={"prompt": "Hi.", "callback_url": receiver.url, **short}).json()
+    several = [{"prompt": "A", **short}, {"prompt": "B", **short}]
+    batch = api.post(f"/v1/jobs?callback_url={receiver.url}", json=several).json()
+    eventually(lambda: len(receiver.seen) == 4, within_s=40, what="two messages, each sent twice")
+    secret = (local_fleet.fleet.data_dir / "webhook_secret").read_text()
+    told = {(m["type"], m["data"]["id"]) for m in (Webhook(secret).verify(b, h) for h, b in receiver.seen)}
+    assert told == {("job.completed", job["id"]), ("batch.completed", batch["id"])}
+    by_id = [h["webhook-id"] for h, _ in receiver.seen]
+    assert {by_id.count(i) for i in by_id} == {2}, "a retry has the same id"
+    eventually(
+        lambda: local_fleet.rows("SELECT bool_and(delivered_at IS NOT NULL) FROM outbox") == [(True,)],
+        what="both settled",
+    )

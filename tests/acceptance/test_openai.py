@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,29 +15,18 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel
 
-from tests.conftest import eventually, open_directory
-from tieryard.embedded import free_port
+from tests.acceptance.conftest import KEY, Running
+from tests.conftest import eventually
 from tieryard.supervisor import Fleet
 
 ROOT = Path(__file__).parents[2]
-KEY = "ty_acceptance"
 CHAT: Literal["/v1/chat/completions"] = "/v1/chat/completions"
 OVER = ("completed", "failed", "expired", "cancelled")
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    """As `tieryard up` starts it, with its own catalog."""
-    with pytest.MonkeyPatch.context() as patch, open_directory() as home:
-        patch.setenv("TIERYARD_API_KEY", KEY)
-        patch.setenv("TIERYARD_WINDOW_S", "1")
-        with Fleet(home / "data", port=free_port()) as fleet:
-            fleet.wait_until_ready()
-            tending = threading.Thread(target=fleet.run, daemon=True)
-            tending.start()
-            yield fleet
-            fleet.stopping.set()
-            tending.join()
+@pytest.fixture
+def fleet(local_fleet: Running) -> Fleet:
+    return local_fleet.fleet
 
 
 @pytest.fixture

@@ -60,28 +60,40 @@ CHECKS = [
 ]
 _EXAMPLES = 30
 _PLACES = 12
+_OF_STORE = (*KINDS, "benchmark", "budget", "key")
 
 # Names that random text would never hit. Ids stand in until there is a store that has some.
 _KNOWN = {
-    **{kind: [f"known_{kind}_{place}" for place in range(_PLACES)] for kind in (*KINDS, "benchmark")},
+    **{kind: [f"known_{kind}_{place}" for place in range(_PLACES)] for kind in _OF_STORE},
     "model": ["auto", "class:small", "short", "vectors"],
     "tier": ["interactive", "batch", "bulk", "\x00"],
     "deployment": ["short", "vectors", "judge", "\x00"],
     "golden": ["sky", "sea", "\x00"],
     "category": ["chat", "code"],
     "window": ["1h", "90s"],
+    "month": ["2026-01", "2026-13"],
+    "tenant": ["tests", "b", "tieryard-rent", "\x00"],
+    "group_by": ["day,deployment", "tenant,key,batch", "kind", "tier"],
 }
 _WHERE = {
     "path.job_id": "job",
     "path.batch_id": "batch",
     "path.file_id": "file",
     "path.benchmark_id": "benchmark",
+    "path.quote_id": "quote",
+    "path.budget_id": "budget",
+    "path.month": "month",
     "path.name": "golden",
     "path.model": "model",
     "query.batch": "batch",
     "query.tier": "tier",
     "query.deployment": "deployment",
     "query.name": "golden",
+    "query.quote_id": "quote",
+    "query.tenant": "tenant",
+    "query.group_by": "group_by",
+    "body.tenant": "tenant",
+    "body.key": "key",
     "body.a": "benchmark",
     "body.b": "benchmark",
     "body.golden": "golden",
@@ -167,7 +179,8 @@ def _measure(fleet: Fleet) -> None:
 @pytest.fixture(scope="module")
 def ids(fleet: Fleet) -> dict[str, str]:
     """The id that each stand-in is for: some of all ages; every third job has an answer, which can be scored."""
-    found = {kind: fleet.ids(kind) for kind in KINDS}
+    found = {kind: fleet.ids(kind) for kind in (*KINDS, "budget")}
+    found["key"] = fleet.ids("api_key")
     found["benchmark"] = [row[0] for row in fleet.store.fetch("SELECT id FROM benchmark ORDER BY id")]
     made = {
         name: public(kind, found[kind][place * len(found[kind]) // _PLACES])
@@ -209,5 +222,5 @@ def test_every_operation_was_reached(answers: Counter[str], capsys: pytest.Captu
         for method in methods:
             label = f"{method.upper()} {path}"
             seen = {answer.rpartition(" ")[2] for answer in answers if answer.startswith(f"{label}: ")}
-            assert seen & {"200", "201"}, (label, seen)
+            assert seen & {"200", "201", "204"}, (label, seen)
             assert seen & {"400", "401", "404", "405"}, (label, seen)

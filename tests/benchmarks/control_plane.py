@@ -26,10 +26,10 @@ def prompts(n: int) -> list[str]:
     return [f"Extract the city from: order {i} was sent to Oslo by Ms. Hansen." for i in range(n)]
 
 
-def tieryard_round(url: str, n: int) -> float:
+def tieryard_round(url: str, n: int, *, key: str = KEY) -> float:
     """Jobs a second, from the request that submits them to the last result in Postgres."""
     body = b"\n".join(orjson.dumps({"prompt": p, "max_tokens": 16}) for p in prompts(n))
-    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/x-ndjson"}
+    headers = {"authorization": f"Bearer {key}", "content-type": "application/x-ndjson"}
     with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
         started = time.monotonic()
         answer = client.post("/v1/jobs?tier=batch", content=body)

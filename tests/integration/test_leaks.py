@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,21 +30,25 @@ from tieryard.ids import internal, public
 from tieryard.job import State
 from tieryard.metrics import Gauge, Metrics
 from tieryard.settings import Settings
-from tieryard.store import Store, keys
+from tieryard.store import Store, keys, quotes
+from tieryard.store.budgets import Wanted, set_budget
 from tieryard.store.finish import finish
 from tieryard.store.keys import Scope
 from tieryard.store.shadows import Copy, save_copies
 from workers import judging
 from workers.yard import Yard
 
+A_NAME = "tests"
 SECRET = "TOPSECRET"
 """In all that tenant A writes, and in all that it is answered. No request of B's has it, but for one header."""
 A, B = {"authorization": "Bearer ty_test"}, {"authorization": "Bearer ty_b"}
 B_MEASURES = {"authorization": "Bearer ty_b_measures"}
-"""A key of B's with every scope: it measures the fleet, too, and reads what was measured."""
+"""A key of B's with every scope but `operate`: it measures the fleet, too, and reads what was measured."""
+B_OPERATES = {"authorization": "Bearer ty_b_operates"}
+"""One with that, too: it sees and sets all tenants' money, and nothing else of theirs."""
 NEVER = 999_999_999
 """A number that nothing has."""
-KINDS = ("job", "batch", "file")
+KINDS = ("job", "batch", "file", "quote")
 
 CATALOG = """
 version: 1
@@ -107,6 +113,10 @@ def _json(**fields: Any) -> Body:
     return lambda _: {"json": fields}
 
 
+def _list(_: str) -> dict[str, Any]:
+    return {"json": [{"prompt": "mine"}]}
+
+
 def _batch(file: str) -> dict[str, Any]:
     return {"json": {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}}
 
@@ -123,12 +133,14 @@ def _upload(_: str) -> dict[str, Any]:
 class Attack:
     """`scope` is what a key must have (ANY: nothing, but be a key); `kind` is what the path's id is of. `path` are
     the statuses that a foreign one may get there; `query` and `fields` are the query's and the body's members that take
-    an id, with theirs. `others` are bodies for the members that `body` must not have."""
+    an id, with theirs; a dot leads into a member that the document does not describe. `params` are what a right query
+    has. `others` are bodies for the members that `body` must not have."""
 
     scope: Scope | Literal["any"] | None
     kind: str | None = None
     path: set[int] = field(default_factory=lambda: {404})
     query: dict[str, set[int]] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
     body: Body | None = None
     fields: dict[str, set[int]] = field(default_factory=dict)
     others: dict[str, Body] = field(default_factory=dict)
@@ -142,7 +154,9 @@ ROUTES = {
     "POST /v1/chat/completions": Attack(Scope.INFER, body=_json(model="auto", messages=_MESSAGES, max_tokens=4)),
     "POST /v1/completions": Attack(Scope.INFER, body=_json(model="auto", prompt="mine")),
     "POST /v1/embeddings": Attack(Scope.INFER, body=_json(model="auto", input="mine")),
-    "POST /v1/jobs": Attack(Scope.INFER, body=_json(prompt="mine")),
+    "POST /v1/jobs": Attack(
+        Scope.INFER, query={"quote_id": {404}}, body=_json(prompt="mine"), others={"quote_id": _list}
+    ),
     "GET /v1/jobs": Attack(Scope.READ, query={"batch": {404}, **_PAGE}),
     "GET /v1/jobs/{job_id}": Attack(Scope.READ, kind="job"),
     "GET /v1/jobs/{job_id}/story": Attack(Scope.READ, kind="job"),
@@ -153,12 +167,28 @@ ROUTES = {
     "GET /v1/files/{file_id}": Attack(Scope.READ, kind="file"),
     "DELETE /v1/files/{file_id}": Attack(Scope.BATCH, kind="file"),
     "GET /v1/files/{file_id}/content": Attack(Scope.READ, kind="file"),
-    "POST /v1/batches": Attack(Scope.BATCH, body=_batch, fields={"input_file_id": {404}}),
+    "POST /v1/batches": Attack(
+        Scope.BATCH, body=_batch, fields={"input_file_id": {404}, f"metadata.{quotes.IN_METADATA}": {404}}
+    ),
     "GET /v1/batches": Attack(Scope.READ, query=_PAGE),
     "GET /v1/batches/{batch_id}": Attack(Scope.READ, kind="batch"),
     "POST /v1/batches/{batch_id}/cancel": Attack(Scope.BATCH, kind="batch"),
     "GET /v1/batches/{batch_id}/output": Attack(Scope.READ, kind="batch"),
     "GET /v1/batches/{batch_id}/errors": Attack(Scope.READ, kind="batch"),
+    "POST /v1/quotes": Attack(
+        Scope.BATCH, body=_list, fields={"input_file_id": {404}}, others={"input_file_id": _json()}
+    ),
+    "GET /v1/quotes": Attack(Scope.READ, query=_PAGE),
+    "GET /v1/quotes/{quote_id}": Attack(Scope.READ, kind="quote"),
+    "GET /v1/costs": Attack(Scope.READ, query={"tenant": {403}}, params={"group_by": "tenant,key,batch,deployment"}),
+    "GET /v1/invoices/{month}": Attack(Scope.READ, kind="month", path={400}, query={"tenant": {403}}),
+    "GET /v1/budgets": Attack(ANY, query={"tenant": {403}}),
+    "PUT /v1/budgets": Attack(
+        Scope.OPERATE,
+        body=_json(tenant="b", period="month", limit_usd="1000"),
+        fields={"tenant": {403}, "key": {403}},
+    ),
+    "DELETE /v1/budgets/{budget_id}": Attack(Scope.OPERATE, kind="budget", path={403}),
     "POST /v1/benchmarks": Attack(
         Scope.BENCHMARK,
         body=_json(kind="speed", deployment="short"),
@@ -188,14 +218,17 @@ UNDOCUMENTED = {
 NO_IDS_OF_OURS = {"custom_id", "tool_call_id"}
 """Body members whose names end as ids' do: the caller's own names."""
 
-_TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch|a|b")
-_ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|key|worker|tenant|benchmark)_(\d+)")
+_TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch|a|b|key|tenant")
+_ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|worker|tenant|benchmark|quote)_(\d+)")
 
 # What a tenant has, in every table: nothing of it may change.
 _OF_JOBS = "job_id IN (SELECT id FROM job WHERE tenant_id = %(tenant)s)"
+_OF_BUDGETS = "budget_id IN (SELECT id FROM budget WHERE tenant_id = %(tenant)s)"
+_TENANTS = ("api_key", "file", "batch", "job", "idempotency", "ledger", "outbox", "budget", "quote")
 OWNED = {
     "tenant": "id = %(tenant)s",
-    **dict.fromkeys(("api_key", "file", "batch", "job", "idempotency", "ledger", "outbox"), "tenant_id = %(tenant)s"),
+    **dict.fromkeys(_TENANTS, "tenant_id = %(tenant)s"),
+    **dict.fromkeys(("budget_period", "reservation"), _OF_BUDGETS),
     **dict.fromkeys(("decision", "live_verdict", "outcome", "result", "timing"), _OF_JOBS),
     "shadow": f"of_{_OF_JOBS}",
     "line": "source_id IN (SELECT source_id FROM job WHERE tenant_id = %(tenant)s UNION SELECT source_id FROM batch "
@@ -204,13 +237,14 @@ OWNED = {
 }
 _MEASURED = {"benchmark", "canary", "golden_item", "golden_score", "golden_set", "human_label", "preference", "profile"}
 """What the fleet finds of itself. Its questions are jobs of a tenant of its own; see `test_leaks_of_benchmarks.py`."""
-NOBODYS = {"catalog_version", "id_counter", "promotion", "step_back", "worker"} | _MEASURED
+NOBODYS = {"catalog_version", "id_counter", "price", "promotion", "rent_window", "step_back", "worker"} | _MEASURED
 
 
 @dataclass
 class Fleet:
     """Two tenants, of which A has one of everything, and a count of what B has tried. `secrets` are the numbers of A's
-    ids; those `planted` are by now in jobs of B's own, which wrote them there."""
+    ids; those `planted` are by now in jobs of B's own, which wrote them there. `names` are A's own, and its ids whose
+    numbers others may have, too."""
 
     house: House
     tenant: int
@@ -219,6 +253,7 @@ class Fleet:
     leaks: list[str] = field(default_factory=list)
     secrets: frozenset[int] = frozenset()
     planted: set[int] = field(default_factory=set)
+    names: frozenset[str] = frozenset()
 
     @property
     def client(self) -> TestClient:
@@ -247,10 +282,11 @@ class Fleet:
 
     def attack(self, route: str, allowed: set[int] | None, *, sent: str = "", part: str, **kwargs: Any) -> None:
         """One request of B's, that sends one of A's ids; of what is measured, with a key that may, and one that may
-        not."""
-        if ROUTES[route].scope is Scope.BENCHMARK:
+        not; of what is for operators, who may touch all, with keys that may not."""
+        if ROUTES[route].scope in (Scope.BENCHMARK, Scope.OPERATE):
             self._attack(route, {403}, who=B, sent=sent, part=part, **kwargs)
-            self._attack(route, allowed, who=B_MEASURES, sent=sent, part=part, **kwargs)
+            may = ROUTES[route].scope is Scope.BENCHMARK
+            self._attack(route, allowed if may else {403}, who=B_MEASURES, sent=sent, part=part, **kwargs)
         else:
             self._attack(route, allowed, who=B, sent=sent, part=part, **kwargs)
 
@@ -260,12 +296,14 @@ class Fleet:
         answer = self.call(route, who, sent, part, **kwargs)
         self.tried[route] += 1
         said = f"{answer.headers}\n{answer.text}"
-        if part.startswith("body."):
+        if answer.status_code < 400 and (part.startswith("body.") or not route.startswith("GET")):
             self.planted |= {int(number) for number in re.findall(r"\d+", sent)}
         seen = {int(number) for number in _ANY_ID.findall(said)} & self.secrets - self.planted
+        named = {name for name in self.names - {sent} if re.search(rf"(?<!\w){name}(?!\w)", said)}
         why = [
             *([SECRET] if SECRET in said else []),
             *(f"the number {number}" for number in seen - {int(n) for n in re.findall(r"\d+", sent)}),
+            *(f"the name {name}" for name in named),
             *([f"status {answer.status_code}"] if allowed is not None and answer.status_code not in allowed else []),
             *([f"status {answer.status_code}"] if answer.status_code >= 500 else []),
         ]
@@ -278,12 +316,17 @@ class Fleet:
         where, _, name = part.partition(".")
         if (body := ROUTES[route].others.get(name, ROUTES[route].body)) is not None:
             kwargs = {**body(self.b_file), **kwargs}
+        kwargs["params"] = {**ROUTES[route].params, **kwargs.get("params", {})}
         if where == "query":
-            kwargs["params"] = {name: sent}
+            kwargs["params"][name] = sent
         if where == "body":
             content = "json" if "json" in kwargs else "data"
-            kwargs[content] = {**kwargs[content], name: sent}
-        path = re.sub(r"{\w+}", sent if where == "path" else public("job", NEVER), path)
+            first, _, inner = name.partition(".")
+            member = {first: {inner: sent} if inner else sent}
+            right = kwargs[content]
+            kwargs[content] = [{**one, **member} for one in right] if isinstance(right, list) else {**right, **member}
+        right_id = f"{datetime.now(UTC):%Y-%m}" if ROUTES[route].kind == "month" else public("job", NEVER)
+        path = re.sub(r"{\w+}", sent if where == "path" else right_id, path)
         return self.client.request(method, path, headers={**who, **kwargs.pop("headers", {})}, **kwargs)
 
     def until_final(self) -> None:
@@ -301,7 +344,8 @@ def fleet(settings: Settings, store: Store, tenant: int, engines: None) -> Itera
 @contextmanager
 def furnished(settings: Settings, store: Store, tenant: int, client: Any) -> Iterator[Fleet]:
     keys.add_key(store, "ty_b", tenant="b", name="b")
-    keys.add_key(store, "ty_b_measures", tenant="b", name="measures", scopes=Scope)
+    keys.add_key(store, "ty_b_measures", tenant="b", name="measures", scopes=set(Scope) - {Scope.OPERATE})
+    keys.add_key(store, "ty_b_operates", tenant="b", name="operates", scopes=Scope)
     for kind in ("expand", "classify", "callback", "beat"):  # else /readyz is right to say 503
         make.worker(store, kind=kind, lease_s=3600)
     yard = Yard("expand", settings, consume=[])
@@ -328,8 +372,20 @@ def furnish(fleet: Fleet) -> None:
         content = b"".join(httpx.Request("POST", "http://x", json=x).content + b"\n" for x in lines)
         sent = {"files": {"file": (f"{SECRET}.jsonl", content)}, "data": {"purpose": "batch"}}
         file = made("/v1/files", f"{key} file", **sent)
+        made("/v1/quotes", f"{key} quote", json={"input_file_id": file})
         wanted = {**_batch(file)["json"], "metadata": {SECRET: SECRET}, "callback_url": hook}
         return {"id": made("/v1/batches", key, json=wanted)}
+
+    # Budgets of all and of one key, from which all that follows is reserved.
+    for key, of, url in (
+        ("ty_test", None, hook),
+        ("ty_test", "key", hook),
+        ("ty_b", None, None),
+        ("ty_b", "key", None),
+    ):
+        holder = keys.holder_of(store, key)
+        whose = public("key", holder.key_id) if of is not None else None
+        set_budget(store, Wanted(holder.tenant, Decimal(1000), "day", key=whose, alert_url=url))
 
     # Single jobs: one that waits, one that runs, one that succeeded and one that failed.
     posted = [made("/v1/jobs", f"job {i}", json={**one, "callback_url": hook}) for i in range(4)]
@@ -367,13 +423,24 @@ def furnish(fleet: Fleet) -> None:
     secret = f"UPDATE result SET output = '{SECRET}' FROM job WHERE job.id = job_id AND attended RETURNING job_id"
     assert len(store.fetch(secret)) == 3
 
+    # Quotes: of batches, one of which is over, and of a list that nobody has run.
+    assert client.post("/v1/quotes", json=[one, {**one, "model": SECRET}]).status_code == 201
+    with store.transaction() as connection:
+        assert len(quotes.settle(connection)) == 1
+
+    # What A pays for: its costs and its invoice name this.
+    paid = f"UPDATE ledger SET deployment = '{SECRET}' WHERE tenant_id = %(tenant)s RETURNING job_id"
+    assert store.fetch(paid, {"tenant": fleet.tenant})
+
     columns = [*(("id", kind) for kind in KINDS), *((f"{at}_id", "batch") for at in ("source", "first_job"))]
     found = "SELECT {} FROM {} WHERE tenant_id = %(tenant)s"
     rows = [row for at in columns for row in store.fetch(found.format(*at), {"tenant": fleet.tenant})]
     fleet.secrets = frozenset([shadow.id, *questions, *(number for [number] in rows)])
+    numbers = {kind: fleet.ids(table) for kind, table in (("key", "api_key"), ("budget", "budget"))}
+    fleet.names = frozenset([A_NAME, *(public(kind, number) for kind in numbers for number in numbers[kind])])
     fleet.b_file = fleet.call("POST /v1/files", B).json()["id"]
-    for body in ({"prompt": "mine"}, [{"prompt": "mine"}]):
-        assert client.post("/v1/jobs", json=body, headers=B).status_code == 201
+    for path, body in (("jobs", {"prompt": "mine"}), ("jobs", [{"prompt": "mine"}]), ("quotes", [{"prompt": "mine"}])):
+        assert client.post(f"/v1/{path}", json=body, headers=B).status_code == 201
     assert all(rows for rows, _ in fleet.fingerprint().values()), "A must have something in every table"
 
 
@@ -439,7 +506,7 @@ def test_every_id_that_a_route_takes_is_attacked(document: dict[str, Any]) -> No
         assert set(filter(_TAKES_ID.fullmatch, named(operation, "query"))) == set(attack.query), route
         assert bool(bodies(operation)) == (attack.body is not None), route
         taking = set(filter(_TAKES_ID.fullmatch, members(document, bodies(operation), deep=True))) - NO_IDS_OF_OURS
-        assert taking == set(attack.fields), route
+        assert taking == {name for name in attack.fields if "." not in name}, route
         assert {name.lower() for name in named(operation, "header")} <= {"idempotency-key"}, route
         assert not named(operation, "cookie"), route
 
@@ -455,7 +522,7 @@ def test_no_route_leaks_or_touches_what_is_another_tenants(
     fleet: Fleet, document: dict[str, Any], record_property: Callable[[str, object], None], capsys: Any
 ) -> None:
     every = [public(kind, number) for number in sorted(fleet.secrets) for kind in (*KINDS, "benchmark")]
-    every += [str(number) for number in sorted(fleet.secrets)]
+    every += [str(number) for number in sorted(fleet.secrets)] + sorted(fleet.names)
     some = [public(kind, fleet.ids(kind)[-1]) for kind in KINDS]
     before = fleet.fingerprint()
     for route, operation in operations(document).items():
@@ -463,12 +530,12 @@ def test_no_route_leaks_or_touches_what_is_another_tenants(
         if attack.kind is not None:
             for sent in every:
                 fleet.attack(route, attack.path, sent=sent, part="path")
-        else:
+        if attack.kind in (None, "month"):
             fleet.attack(route, None, part="nothing")
         for name in named(operation, "query"):
             for sent in every if name in attack.query else some:
                 fleet.attack(route, attack.query.get(name), sent=sent, part=f"query.{name}")
-        for name in members(document, bodies(operation), deep=False):
+        for name in members(document, bodies(operation), deep=False) | set(attack.fields):
             for sent in every if name in attack.fields else some:
                 fleet.attack(route, attack.fields.get(name), sent=sent, part=f"body.{name}")
         fleet.until_final()
@@ -484,27 +551,35 @@ def test_no_route_leaks_or_touches_what_is_another_tenants(
 
 
 def test_what_is_anothers_and_what_is_not_there_look_alike(fleet: Fleet) -> None:
+    who_may = {Scope.BENCHMARK: B_MEASURES, Scope.OPERATE: B_OPERATES}
+
     def shown(route: str, part: str, sent: str) -> tuple[int, str, dict[str, str]]:
-        who = B_MEASURES if ROUTES[route].scope is Scope.BENCHMARK else B
+        who = next((key for scope, key in who_may.items() if scope == ROUTES[route].scope), B)
         answer = fleet.call(route, who, sent, part)
         headers = {k: v for k, v in answer.headers.items() if k not in ("content-length", "x-request-id")}
         return answer.status_code, answer.text.replace(sent, "ID"), headers
 
-    numbers = {kind: fleet.ids(kind) for kind in KINDS} | {"benchmark": fleet.ids("job")}
-    kinds = {"input_file_id": "file", "a": "benchmark"}
-    compared = 0
+    tables = {kind: kind for kind in KINDS} | {"benchmark": "job", "key": "api_key"}
+    theirs = {kind: [public(kind, number) for number in fleet.ids(table)] for kind, table in tables.items()}
+    theirs["tenant"] = [A_NAME]
+    of_queries = {"quote_id": "quote", "batch": "batch", "tenant": "tenant"}
+    of_bodies = {"input_file_id": "file", "a": "benchmark", f"metadata.{quotes.IN_METADATA}": "quote", "key": "key"}
+    compared = Counter[str]()
     for route, attack in ROUTES.items():
-        parts = [("path", attack.kind)] if attack.kind in numbers else []
-        parts += [(f"query.{name}", name) for name, allowed in attack.query.items() if 404 in allowed]
-        parts += [(f"body.{name}", kinds[name]) for name in attack.fields if name in kinds]
+        parts = [("path", attack.kind)] if attack.kind in theirs else []
+        parts += [
+            (f"query.{name}", of_queries[name]) for name, allowed in attack.query.items() if allowed <= {403, 404}
+        ]
+        parts += [(f"body.{name}", of_bodies[name]) for name in attack.fields if name in of_bodies]
         for part, kind in parts:
             assert kind is not None
             never = shown(route, part, public(kind, NEVER))
-            assert never[0] == 404
-            for number in numbers[kind]:
-                assert shown(route, part, public(kind, number)) == never, (route, part, kind)
-                compared += 1
-    assert compared > 50
+            assert never[0] == (403 if kind == "tenant" else 404)
+            for sent in theirs[kind]:
+                assert shown(route, part, sent) == never, (route, part, kind)
+                compared[kind] += 1
+    assert set(compared) == set(theirs)
+    assert compared.total() > 50
 
 
 def test_the_owner_does_see_and_change_all_of_that(fleet: Fleet) -> None:
@@ -513,6 +588,8 @@ def test_the_owner_does_see_and_change_all_of_that(fleet: Fleet) -> None:
     for route in sorted(ROUTES, key=lambda route: (route in changing, route)):
         kind = ROUTES[route].kind
         if kind not in KINDS:
+            own = ROUTES[route].scope is Scope.READ or route == "GET /v1/budgets"
+            assert not own or SECRET in fleet.call(route, A, part="nothing").text, route
             continue
         before = fleet.fingerprint()
         answers = [fleet.call(route, A, public(kind, number)) for number in fleet.ids(kind)]
@@ -530,7 +607,7 @@ def test_anothers_idempotency_key_is_a_key_like_any_other(fleet: Fleet, same: bo
     asked: list[tuple[str, dict[str, Any]]] = [
         (r, {})
         for r, attack in ROUTES.items()
-        if attack.body is not None and r not in MAKES_NOTHING and attack.scope is not Scope.BENCHMARK
+        if attack.body is not None and r not in MAKES_NOTHING and attack.scope not in (Scope.BENCHMARK, Scope.OPERATE)
     ]
     asked += [("POST /v1/jobs", {"json": [{"prompt": "mine"}]})]
     asked += [("POST /v1/chat/completions", {"json": {"model": "auto", "messages": _MESSAGES, "stream": True}})]
@@ -554,7 +631,8 @@ def test_anothers_idempotency_key_is_a_key_like_any_other(fleet: Fleet, same: bo
         assert _made(theirs) != _made(mine), route
         [[owner]] = fleet.store.fetch(
             "SELECT name FROM tenant WHERE id IN (SELECT tenant_id FROM job WHERE id = %(id)s UNION "
-            "SELECT tenant_id FROM batch WHERE id = %(id)s UNION SELECT tenant_id FROM file WHERE id = %(id)s)",
+            "SELECT tenant_id FROM batch WHERE id = %(id)s UNION SELECT tenant_id FROM file WHERE id = %(id)s UNION "
+            "SELECT tenant_id FROM quote WHERE id = %(id)s)",
             {"id": _made(mine)},
         )
         assert owner == "b", route
@@ -598,7 +676,7 @@ def test_no_route_answers_without_a_key_that_may(
     before = fleet.fingerprint()
     refused = 0
     for route, attack in V1.items():
-        sent = public(attack.kind, fleet.ids(attack.kind)[0]) if attack.kind in KINDS else "auto"
+        sent = public(attack.kind, fleet.ids(attack.kind)[0]) if attack.kind in (*KINDS, "budget") else "auto"
         without = {"authorization": f"Bearer ty_not_{attack.scope}"}
         for who, status in [*strangers, (without, 403)] if attack.scope != ANY else strangers:
             answer = fleet.call(route, who, sent)

@@ -18,7 +18,7 @@ from tests import factories as make
 from tests.integration.conftest import OpenYard
 from tests.integration.measuring import Measuring, write_catalog
 from tests.integration.test_api import serving
-from tests.integration.test_leaks import B_MEASURES, ROUTES, SECRET
+from tests.integration.test_leaks import B_MEASURES, KINDS, ROUTES, SECRET
 from tests.integration.trials import quality_run
 from tieryard.bench import load
 from tieryard.ids import public
@@ -168,7 +168,7 @@ def test_what_the_judge_is_asked_about_it_is_nobodys_to_read(measured: Measured)
     batches = measured.store.fetch("SELECT id FROM batch")
     for number in {*measured.theirs, *(row[0] for row in batches)}:
         for route, attack in ROUTES.items():
-            if attack.kind in ("job", "batch", "file"):
+            if attack.kind in KINDS:
                 method, _, path = route.partition(" ")
                 sent = re.sub(r"{\w+}", public(attack.kind, number), path)
                 body = {"json": {"score": 1}} if path.endswith("/outcome") else {}

@@ -26,7 +26,8 @@ from tieryard.profiles import Observed
 from tieryard.routing import Measured, Snapshot, decide
 from tieryard.settings import Settings
 from tieryard.store import Store, benchmarks
-from tieryard.store.benchmarks import Posting, RunKind, RunState
+from tieryard.store.benchmark_postings import Posting
+from tieryard.store.benchmarks import RunKind, RunState
 from tieryard.testing.fake_vllm import FakeVllm
 from tieryard.testing.fault_plan import FakePlan, Fault
 from workers import speed
@@ -92,8 +93,8 @@ def test_a_speed_run_measures_each_category_under_full_load(bench: Measuring, fa
 
 def test_all_that_it_used_is_billed_the_warm_up_too(bench: Measuring, fake: FakeVllm, store: Store) -> None:
     end = bench.measure(requests=6, warm_up=2)
-    assert end.posting is not None
-    used = (end.posting.prompt_tokens, end.posting.completion_tokens)
+    [posting] = end.postings
+    used = (posting.prompt_tokens, posting.completion_tokens)
     assert used == (fake.state.prompt_tokens, fake.state.generation_tokens)
     with store.transaction() as connection:
         assert benchmarks.finish(connection, bench.found[-1], end) == 0
@@ -141,7 +142,7 @@ def test_what_cannot_be_measured_fails_and_says_why(bench: Measuring, name: str)
     end = bench.measure(name=name)
     assert end.state is RunState.FAILED
     assert REFUSED[name] in (end.why or "")
-    assert end.posting is None
+    assert end.postings == ()
 
 
 def test_what_was_asked_for_must_be_readable(bench: Measuring) -> None:
@@ -222,13 +223,13 @@ def test_an_open_load_ends_for_jobs_that_wait_and_what_it_used_is_billed(
     with pytest.raises(speed.Busy, match="1 jobs wait") as busy:
         bench.measure(rate_per_s=40, requests=400)
     begun.join()
-    assert busy.value.posting is not None
-    assert 0 < busy.value.posting.completion_tokens < 4000
+    [posting] = busy.value.postings
+    assert 0 < posting.completion_tokens < 4000
     assert busy.value.wait_s > 0
     run = bench.found[-1]
-    assert benchmarks.hand_back(store, run, why=str(busy.value), posting=busy.value.posting)
-    assert not benchmarks.hand_back(store, run, why="again", posting=Posting(1, 1, Decimal(1), "bulk", "x"))
-    assert store.fetch("SELECT job_id, fence, cost_usd FROM ledger") == [(run.id, 1, busy.value.posting.cost_usd)]
+    assert benchmarks.hand_back(store, run, why=str(busy.value), postings=[posting])
+    assert not benchmarks.hand_back(store, run, why="again", postings=[Posting(1, 1, Decimal(1), "bulk", "x")])
+    assert store.fetch("SELECT job_id, fence, cost_usd FROM ledger") == [(run.id, 1, posting.cost_usd)]
     again = benchmarks.claim(store, bench.yard.worker_id, [RunKind.SPEED])
     assert again is not None
     assert again.fence == 2
@@ -244,8 +245,8 @@ def test_it_is_stopped_at_once_and_what_it_used_is_billed(bench: Measuring, fake
     threading.Thread(target=stop_once, args=[bench, fake]).start()
     end = bench.measure(requests=20, warm_up=0)
     assert end.state is RunState.CANCELLED
-    assert end.posting is not None
-    assert 0 < end.posting.completion_tokens < 200
+    [posting] = end.postings
+    assert 0 < posting.completion_tokens < 200
     eventually(lambda: fake.state.aborted == 7, what="the aborts")
     assert bench.told() == []
 
@@ -259,7 +260,7 @@ def test_a_dead_endpoint_has_an_error_rate_and_nothing_else(bench: Measuring) ->
     bench.gauge(url=dead_url())
     end = bench.measure(requests=12)
     assert end.state is RunState.SUCCEEDED
-    assert end.posting is None
+    assert end.postings == ()
     for figures in end.profiles.values():
         assert (figures["error_rate"], figures["errors"]) == (1.0, {"engine_down": 2})
         assert [figures[name] for name in ("ttft_ms", "output_tps", "cost_per_1k", "token_source")] == [None] * 4
@@ -323,7 +324,20 @@ def test_what_the_catalog_changed_meanwhile_is_measured_again_and_billed(
     monkeypatch.setattr(speed, "run_load", changing)
     with pytest.raises(speed.Busy, match="the catalog has changed") as busy:
         bench.measure(requests=6)
-    assert busy.value.posting is not None
+    assert busy.value.postings
+
+
+def test_what_a_run_with_a_fault_of_ours_used_is_billed(
+    bench: Measuring, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("no such figure")
+
+    monkeypatch.setattr(speed, "measure", broken)
+    with pytest.raises(speed.FaultedError, match="no such figure") as faulted:
+        bench.measure(requests=6)
+    [posting] = faulted.value.postings
+    assert posting.completion_tokens == fake.state.generation_tokens > 0
 
 
 def test_redis_that_goes_away_at_the_end_costs_no_measurement(
@@ -381,7 +395,7 @@ def test_the_capacity_of_an_engine_is_found(bench: Measuring, fake: FakeVllm) ->
     assert found["rate_per_s"] >= 20
     assert found["says"]
     assert end.profiles == {}
-    assert end.posting is not None
+    assert end.postings
     speed.tell(bench.yard, bench.found[-1], end)  # which has nothing to say
 
 

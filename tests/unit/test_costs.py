@@ -27,6 +27,15 @@ def test_a_million_tokens_cost_their_price() -> None:
     )
 
 
+def test_cached_input_has_a_price_of_its_own_where_there_is_one() -> None:
+    rate = price(Decimal("2.50"), Decimal(10))
+    used = {"prompt_tokens": 1_000_000, "cached_tokens": 600_000, "completion_tokens": 0}
+    assert token_cost(rate, **used) == Decimal("2.50")
+    rate = rate.model_copy(update={"cached_input_usd_per_1m": Decimal("1.25")})
+    assert token_cost(rate, **used) == Decimal("1.75")  # 0.4 × 2.50 + 0.6 × 1.25
+    assert token_cost(rate, prompt_tokens=10, cached_tokens=11, completion_tokens=0) == Decimal("0.0000125")
+
+
 @given(usd, usd, st.lists(st.tuples(tokens, tokens), max_size=20))
 def test_the_sum_of_costs_is_the_cost_of_the_sum(into: Decimal, out: Decimal, used: list[tuple[int, int]]) -> None:
     rate = price(into, out)

@@ -76,6 +76,7 @@ class Figures:
     itl_ms: Spread | None
     latency_ms: Spread | None
     prompt_tokens: float | None
+    cached_tokens: float | None
     output_tokens: float | None
     requests_per_s: float | None
     output_tps: float | None
@@ -125,6 +126,7 @@ def measure(
             itl_ms=Spread.weighted(gap for one in good for gap in gaps_ms(one)),
             latency_ms=Spread.of(one.latency_ms for one in good),
             prompt_tokens=_mean([one.prompt_tokens for one in good]),
+            cached_tokens=_mean([one.cached_tokens for one in good]),
             output_tokens=_mean([one.output_tokens for one in good]),
             requests_per_s=_rate(len(good), seconds),
             output_tps=_rate(sum(one.output_tokens for one in good), seconds),
@@ -209,8 +211,8 @@ def _cost_per_1k(good: list[Trace], cost: Price | Rent | None, full_tps: float |
         return None
     if isinstance(cost, Rent):
         return 1000 * cost.usd_per_h * replicas / (_HOUR_S * Decimal(str(full_tps))) if full_tps else None
-    prompts = sum(one.prompt_tokens for one in good)
-    return 1000 * token_cost(cost, prompt_tokens=prompts, completion_tokens=tokens) / tokens
+    prompts, cached = sum(one.prompt_tokens for one in good), sum(one.cached_tokens for one in good)
+    return 1000 * token_cost(cost, prompt_tokens=prompts, cached_tokens=cached, completion_tokens=tokens) / tokens
 
 
 def _source(good: list[Trace]) -> TokenSource | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -35,7 +35,8 @@ class Arrival(NamedTuple):
 class Trace:
     """Times are seconds since the run's start. `intended_s` is when the request was due, `held_s` how long the load's
     own bound on requests in flight kept it back; `arrivals` are of text, tool calls and reasoning, never of role-only
-    chunks or pings. `error` is the kind of `tieryard.errors`, None when it succeeded."""
+    chunks or pings. `cached_tokens` are those of the prompt that a prefix cache had. `error` is the kind of
+    `tieryard.errors`, None when it succeeded."""
 
     category: str
     intended_s: float
@@ -47,6 +48,7 @@ class Trace:
     token_source: TokenSource
     error: str | None = None
     held_s: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def first_s(self) -> float | None:
@@ -97,13 +99,13 @@ class _Watch:
         if event.generated:
             self.arrivals.append(Arrival(now_s, event.usage.completion_tokens if event.usage else None))
 
-    def counts(self) -> tuple[int, int, TokenSource]:
-        """Prompt and output tokens by the server's final usage, else its running one; else a token a piece. A server
+    def counts(self) -> tuple[Usage, TokenSource]:
+        """What it used by the server's final usage, else its running one; else a token a piece. A server
         that says it made none of what has come is taken to have said nothing."""
         said = self.done or self.running
         if said is not None and (said.completion_tokens or not self.arrivals):
-            return said.prompt_tokens, said.completion_tokens, TokenSource.SERVER
-        return said.prompt_tokens if said else 0, len(self.arrivals), TokenSource.COUNTED
+            return said, TokenSource.SERVER
+        return replace(said or Usage(0, 0), completion_tokens=len(self.arrivals)), TokenSource.COUNTED
 
 
 async def trace(
@@ -131,15 +133,16 @@ async def trace(
         error = failure.kind
     except TimeoutError:
         error = EngineTimeoutError.kind
-    prompt_tokens, output_tokens, source = watch.counts()
+    used, source = watch.counts()
     return Trace(
         category=category,
         intended_s=intended_s,
         sent_s=sent_s,
         ended_s=clock(),
         arrivals=tuple(watch.arrivals),
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
+        prompt_tokens=used.prompt_tokens,
+        cached_tokens=used.cached_tokens,
+        output_tokens=used.completion_tokens,
         token_source=source,
         error=error,
         held_s=held_s,

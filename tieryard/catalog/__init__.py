@@ -4,7 +4,7 @@ It is declarative and validated whole: a bad file is refused with the line, the 
 """
 
 from tieryard.catalog.benchmarks import Benchmarks, BenchmarkSchedule, Gate, Judge, Limits, Sample, SampleItem
-from tieryard.catalog.deployments import Deployment, Price, SizeClass, served_model
+from tieryard.catalog.deployments import Deployment, served_model
 from tieryard.catalog.engines import (
     FLEET_ENV,
     FLEET_FLAGS,
@@ -18,8 +18,11 @@ from tieryard.catalog.engines import (
     RateLimits,
     VllmEngine,
 )
+from tieryard.catalog.prices import BookPrice, Price
 from tieryard.catalog.reading import load_catalog, parse_catalog
+from tieryard.catalog.rents import Host, Rent
 from tieryard.catalog.routing import Breaker, Exploration, Policy, Routing, Shadow, Weights
+from tieryard.catalog.sizes import SizeClass
 from tieryard.catalog.tiers import REALTIME, Tier
 from tieryard.catalog.whole import Catalog
 
@@ -31,6 +34,7 @@ __all__ = [
     "AttachedEngine",
     "BenchmarkSchedule",
     "Benchmarks",
+    "BookPrice",
     "Breaker",
     "Catalog",
     "Check",
@@ -38,6 +42,7 @@ __all__ = [
     "EngineSpec",
     "Exploration",
     "Gate",
+    "Host",
     "InstantEngine",
     "Judge",
     "Limits",
@@ -46,6 +51,7 @@ __all__ = [
     "Policy",
     "Price",
     "RateLimits",
+    "Rent",
     "Routing",
     "Sample",
     "SampleItem",

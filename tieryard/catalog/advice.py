@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
 
-from tieryard.catalog.deployments import Deployment, SizeClass
+from tieryard.catalog.deployments import Deployment
 from tieryard.catalog.engines import LoraEngine, VllmEngine
+from tieryard.catalog.prices import Price
 from tieryard.catalog.reading import Location
+from tieryard.catalog.sizes import SizeClass
 from tieryard.catalog.tiers import Tier
 from tieryard.catalog.whole import Catalog
 
@@ -96,7 +98,7 @@ def _of_tier(name: str, tier: Tier, catalog: Catalog) -> Iterator[Advice]:
 def _of(name: str, deployment: Deployment) -> Iterator[Advice]:
     usual, at = USUAL[deployment.size_class], ("deployments", name)
     whose = f"what {deployment.size_class} deployments usually"
-    for field, usd in deployment.price:
+    for field, usd in _tokens(deployment):
         if side := usual.usd_per_1m.misses(usd):
             message = f"{usd.normalize():f} USD is {side} {whose} cost ({usual.usd_per_1m.shown} USD per 1M tokens)"
             yield Advice((*at, "price", field), message)
@@ -106,6 +108,13 @@ def _of(name: str, deployment: Deployment) -> Iterator[Advice]:
     gpus, where = _gpus(deployment)
     if gpus is not None and (side := usual.gpus.misses(gpus)):
         yield Advice((*at, *where), f"{gpus:,} is {side} {whose} need ({usual.gpus.shown} GPUs)")
+
+
+def _tokens(deployment: Deployment) -> Iterator[tuple[str, Decimal]]:
+    """What the catalog itself says of its tokens; a price book's rows are as their source has them."""
+    if isinstance(deployment.price, Price):
+        yield "input_usd_per_1m", deployment.price.input_usd_per_1m
+        yield "output_usd_per_1m", deployment.price.output_usd_per_1m
 
 
 def _gpus(deployment: Deployment) -> tuple[int | None, Location]:

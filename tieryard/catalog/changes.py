@@ -10,6 +10,7 @@ from typing import Any
 
 from tieryard.catalog.deployments import Deployment
 from tieryard.catalog.engines import LoraEngine, VllmEngine
+from tieryard.catalog.price_book import HostedPrice, InstancePrice
 from tieryard.catalog.whole import Catalog
 
 _FOOTING = ("model", "revision", "serves", "engine", "context_limit", "max_in_flight", "realtime_reserve", "tokenizer")
@@ -26,9 +27,29 @@ class Change:
 
 def changes(old: Catalog, new: Catalog) -> list[Change]:
     """Every field whose value differs, defaults included. What is new or gone as a whole is one change."""
-    found = [*_order(old, new), *_differences("", old.model_dump(exclude_none=True), new.model_dump(exclude_none=True))]
+    found = [*_order(old, new), *_differences("", _fields(old), _fields(new))]
     whole = {f"deployments.{name}": one_line(d) for c in (old, new) for name, d in c.deployments.items()}
+    whole |= {f"price_book.{_row_name(row)}": _price_line(row) for c in (old, new) for row in c.price_book.rows}
     return [_shortened(change, whole.get(change.field)) for change in found]
+
+
+def _fields(catalog: Catalog) -> dict[str, Any]:
+    """Rows of the price book and hosts by their names, so that one that is added moves no other."""
+    found = catalog.model_dump(exclude_none=True)
+    found["price_book"] = {_row_name(row): row.model_dump(exclude_none=True) for row in catalog.price_book.rows}
+    found["overhead"] = {host.name: host.model_dump(exclude_none=True) for host in catalog.overhead}
+    return found
+
+
+def _row_name(row: HostedPrice | InstancePrice) -> str:
+    where = f" ({row.purchase}, {row.region})" if isinstance(row, InstancePrice) else ""
+    return f"{row.name}{where} from {row.valid_from}"
+
+
+def _price_line(row: HostedPrice | InstancePrice) -> str:
+    if isinstance(row, InstancePrice):
+        return f"{shown(row.usd_per_h)} USD an hour, {row.gpus} GPUs"
+    return f"{shown(row.input_usd_per_1m)} in, {shown(row.output_usd_per_1m) or 'nothing known'} out, USD per 1M"
 
 
 def _shortened(change: Change, whole: str | None) -> Change:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from enum import StrEnum
 from typing import Literal, Self
 
 import orjson
@@ -11,23 +10,10 @@ from pydantic import Field, model_validator
 
 from tieryard.catalog.base import DeploymentName, Strict, misfit
 from tieryard.catalog.engines import AttachedEngine, EngineSpec, LoraEngine, VllmEngine
-from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS, Usd
-
-
-class SizeClass(StrEnum):
-    """≤ 8B, > 8B and < 70B, ≥ 70B parameters. A property of a deployment, never of a job."""
-
-    SMALL = "small"
-    MEDIUM = "medium"
-    LARGE = "large"
-
-
-class Price(Strict):
-    """What tokens cost, in USD per million."""
-
-    input_usd_per_1m: Usd = Field(description="USD per million prompt tokens.")
-    output_usd_per_1m: Usd = Field(description="USD per million completion tokens.")
-
+from tieryard.catalog.prices import AnyPrice, BookPrice
+from tieryard.catalog.rents import Rent
+from tieryard.catalog.sizes import SizeClass
+from tieryard.requests import CHAT, COMPLETIONS, EMBEDDINGS
 
 _FLOATING = frozenset({"main", "master", "head", "latest", "stable", "default", "current", "nightly", "trunk", "dev"})
 
@@ -47,7 +33,9 @@ class Deployment(Strict):
     tokenizer: str = Field(
         description="Directory with tokenizer.json, a GGUF (path or `package:file`), or `utf8`: a token a byte."
     )
-    price: Price = Field(description="What its tokens cost.")
+    price: AnyPrice = Field(
+        description="What its tokens cost. Of a rented one: until a speed run under full load says it, with its rent."
+    )
     capabilities: frozenset[Literal["json_schema", "tools", "logprobs"]] = Field(
         default=frozenset(), description="What it can do beside plain answers."
     )
@@ -65,8 +53,8 @@ class Deployment(Strict):
     candidate_of: DeploymentName | None = Field(
         default=None, description="The deployment that it may take the place of, where it is promoted."
     )
-    rent_usd_per_hour: Usd | None = Field(
-        default=None, description="A replica's, whether it works or not. Its cost per token is then measured."
+    rent: Rent | None = Field(
+        default=None, description="Of a replica, whether it works or not. Its tokens' price is then measured."
     )
 
     @property
@@ -99,6 +87,14 @@ class Deployment(Strict):
             raise misfit(
                 f"'{self.revision}' moves: name a commit, tag or version, or set allow_floating: true", "revision"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rent_is_its_own(self) -> Self:
+        if self.rent is not None and isinstance(self.engine, LoraEngine):
+            raise misfit("an adapter is paid with its host: leave this out", "rent")
+        if self.rent is not None and isinstance(self.price, BookPrice):
+            raise misfit("is a hosted model's: what is rented has a price of its own, or no `rent`", "price", "book")
         return self
 
     @model_validator(mode="after")

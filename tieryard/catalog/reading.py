@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from tieryard.catalog.prices import BY_BOOK, BY_TOKEN
 from tieryard.catalog.whole import Catalog
 from tieryard.complaints import complaint
 from tieryard.errors import CatalogError
 
 Location = tuple[int | str, ...]
 """Where something stands in the file: keys, and numbers of list items from 0."""
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def load_catalog(path: Path) -> Catalog:
@@ -34,6 +37,12 @@ def read_text(path: Path) -> str:
 
 def parse_catalog(text: str, *, name: str = "tieryard.yaml") -> Catalog:
     """Checks a catalog's text. Raises CatalogError with one row per fault: `name:line: field: what is wrong`."""
+    return parse_as(Catalog, text, name=name, kind="a catalog", fields="version, tiers, categories, deployments")
+
+
+def parse_as(model: type[_Model], text: str, *, name: str, kind: str, fields: str) -> _Model:
+    """Checks a YAML file's text against a model, as catalogs are checked. `kind` and `fields` say what it should have
+    been. Raises CatalogError with one row per fault."""
     try:
         tree = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
@@ -43,11 +52,11 @@ def parse_catalog(text: str, *, name: str = "tieryard.yaml") -> Catalog:
     except YAMLError as error:
         raise CatalogError(f"{name}:1: not valid YAML: {error}", line=1) from None
     except RecursionError:
-        raise CatalogError(f"{name}:1: nested too deeply to be a catalog", line=1) from None
+        raise CatalogError(f"{name}:1: nested too deeply to be {kind}", line=1) from None
     if not isinstance(tree, dict):
-        raise CatalogError(f"{name}:1: expected a mapping with version, tiers, categories, deployments", line=1)
+        raise CatalogError(f"{name}:1: expected a mapping with {fields}", line=1)
     try:
-        return Catalog.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         faults = [
             _fault(tree, (*e["loc"], *e.get("ctx", {}).get("at", ())), complaint(e), e["type"])
@@ -78,7 +87,7 @@ def _fault(tree: Any, loc: Location, message: str, kind: str) -> tuple[int, str,
         if _holds(node, part):
             line = _line_in(node, part)
             node = node[part]
-        elif kind != "missing" or part in _UNION_MEMBERS:
+        elif kind != "missing" or part in _UNION_MEMBERS or part in (BY_TOKEN, BY_BOOK):
             continue  # the name of a union's member, which the file does not have
         field.append(str(part))
     if kind == "extra_forbidden":
@@ -95,6 +104,8 @@ _NOW_IN_SLO = {"slo_ms": "max_latency_ms", "ttft_ms": "max_ttft_ms"}
 
 
 def _moved(field: list[str]) -> str | None:
+    if field[-1] == "rent_usd_per_hour":
+        return "is `rent.usd_per_hour` now: write `rent: {usd_per_hour: …}`"
     now = _NOW_IN_SLO.get(field[-1]) if len(field) == 3 and field[0] == "tiers" else None
     return now and f"is `slo.{now}` now: write `slo: {{{now}: …}}`"
 

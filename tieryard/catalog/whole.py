@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Literal, Self
 
 import orjson
 from pydantic import Field, model_validator
 
+from tieryard.catalog import tariffs
 from tieryard.catalog.base import CategoryName, DeploymentName, Strict, TierName, misfit
 from tieryard.catalog.benchmarks import Benchmarks
 from tieryard.catalog.deployments import Deployment, served_model
 from tieryard.catalog.engines import AttachedEngine, LoraEngine, VllmEngine
+from tieryard.catalog.price_book import InstancePrice, PriceBook
+from tieryard.catalog.prices import Price
+from tieryard.catalog.rents import Host, Rent
 from tieryard.catalog.routing import Routing
+from tieryard.catalog.sizes import SizeClass
 from tieryard.catalog.tiers import Tier
 from tieryard.errors import UserError
 from tieryard.requests import Relative
@@ -29,6 +34,28 @@ class Catalog(Strict):
     deployments: dict[DeploymentName, Deployment] = Field(min_length=1, description="By name.")
     routing: Routing = Field(default=Routing(), description="How the router chooses; each part has a default.")
     benchmarks: Benchmarks = Field(default=Benchmarks(), description="How the fleet measures itself.")
+
+    price_book: PriceBook = Field(default=PriceBook(), description="What hosted models and instances cost, by day.")
+    overhead: tuple[Host, ...] = Field(default=(), description="Hosts that are rented and serve no model.")
+    baseline: DeploymentName | None = Field(
+        default=None,
+        description="What savings are counted against. Default: the large one with the dearest completion tokens.",
+    )
+
+    @model_validator(mode="after")
+    def _prices_are_in_the_book(self) -> Self:
+        if self.baseline is not None and self.baseline not in self.deployments:
+            raise misfit(f"'{self.baseline}' is not a deployment of this catalog", "baseline")
+        tariffs.check(self.price_book, self.deployments, self.overhead)
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_have_one_name_each(self) -> Self:
+        names = [host.name for host in self.overhead]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise misfit(f"'{name}' is overhead.{names.index(name)} too", "overhead", number, "name")
+        return self
 
     @model_validator(mode="after")
     def _adapters_fit_their_hosts(self) -> Self:
@@ -142,6 +169,35 @@ class Catalog(Strict):
     def adapters_of(self, host: str) -> list[str]:
         """The LoRA adapters that this deployment's engine serves beside its own model."""
         return [name for name in self.deployments if name != host and self.host_of(name) == host]
+
+    def price_of(self, name: str, day: date) -> Price:
+        """What this deployment's tokens cost on a day. A rented one is charged so until its own price is measured."""
+        return tariffs.price_on(self.price_book, self.deployments[name].price, day)
+
+    def prices_on(self, day: date) -> dict[str, Price]:
+        """Of every deployment, as `price_of`."""
+        return {name: self.price_of(name, day) for name in self.deployments}
+
+    def instance_of(self, rent: Rent, day: date) -> InstancePrice | None:
+        """The price book's row that a rent is by on a day; None where the catalog says the rent itself."""
+        return tariffs.instance_on(self.price_book, rent, day)
+
+    def lapsed_on(self, day: date) -> list[tuple[tariffs.At, str]]:
+        """Where a deployment or a host goes by the price book, and no row of it holds on that day: where in the file,
+        and why. What runs all the same is paid as it last was."""
+        return tariffs.lapsed(self.price_book, self.deployments, self.overhead, day)
+
+    def baseline_on(self, day: date) -> str | None:
+        """What savings are counted against: as the catalog says, else the large one with the dearest completion tokens
+        on that day. None where there is no large one."""
+        if self.baseline is not None:
+            return self.baseline
+        large = [
+            name
+            for name, d in self.deployments.items()
+            if d.size_class is SizeClass.LARGE and d.serves == "text" and d.candidate_of is None
+        ]
+        return max(large, key=lambda name: self.price_of(name, day).output_usd_per_1m, default=None)
 
     def with_server(self, name: str, url: str) -> Catalog:
         """The same, but for where this deployment's attached server is: of a replica that has a server of its own.

@@ -4,6 +4,7 @@ Works on the database itself."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,13 +35,14 @@ def check(file: FileArgument = _DEFAULT) -> None:
     classes usually cost and need is said too, and refuses nothing."""
     text = read_text(file)
     catalog = parse_catalog(text, name=str(file))
+    _refuse_lapsed(file, text, catalog)
     tiers, deployments = len(catalog.tiers), len(catalog.deployments)
     typer.echo(f"{file}: valid ({tiers} tiers, {deployments} deployments), hash {catalog.hash()}")
     rows = [(line_of(text, found.at), found.field, found.message) for found in advice(catalog)]
     for line, field, message in sorted(rows):
         typer.echo(f"{file}:{line}: {field}: {message}")
-    for warning in _of_model(catalog):
-        typer.echo(f"- {warning}")
+    for told in (*_of_money(catalog), *_of_model(catalog)):
+        typer.echo(f"- {told}")
 
 
 @cli.command()
@@ -74,6 +76,7 @@ def apply(
     """Puts a catalog in force: running processes take it over within seconds, without a restart."""
     text = read_text(file)
     wanted = parse_catalog(text, name=str(file))
+    _refuse_lapsed(file, text, wanted)
     with database(data_dir) as store:
         base = catalogs.newest(store)
         if base is not None:
@@ -136,7 +139,7 @@ def _apply(
     store: Store, text: str, wanted: Catalog, *, note: str | None = None, rolled_back_to: int | None = None
 ) -> None:
     applied = catalogs.apply(
-        store, text, name=wanted.hash(), tiers=wanted.tiers, note=note, rolled_back_to=rolled_back_to
+        store, text, name=wanted.hash(), tiers=wanted.tiers, note=note, rolled_back_to=rolled_back_to, catalog=wanted
     )
     number = applied.version.number
     if not applied.new:
@@ -203,6 +206,8 @@ def _warnings(store: Store, wanted: Catalog) -> Iterator[str]:
     """A policy whose tenant is misspelt would bind nobody, and nobody would notice."""
     for name in catalogs.without_tenant(store, wanted.routing.policies):
         yield f"policy {name}: there is no tenant of this name; it will hold once there is"
+    for at, why in wanted.lapsed_on(_today()):
+        yield f"{'.'.join(map(str, at))}: {why}; what runs there is paid as it last was"
     yield from _of_model(wanted)
 
 
@@ -210,6 +215,28 @@ def _of_model(wanted: Catalog) -> Iterator[str]:
     path = wanted.routing.quality_model
     if path is not None and not Path(path).is_file():
         yield f"routing.quality_model: there is no file {path} here; a process that cannot read it goes by the rules"
+
+
+def _of_money(wanted: Catalog) -> Iterator[str]:
+    """What savings are counted against: a default must not be a surprise."""
+    baseline = wanted.baseline_on(_today())
+    if baseline is None:
+        yield "savings are counted against no baseline: there is no large deployment, and `baseline` names none"
+    elif wanted.baseline is None:
+        yield f"savings are counted against {baseline}, the large deployment with the dearest output (`baseline`)"
+
+
+def _refuse_lapsed(file: Path, text: str, wanted: Catalog) -> None:
+    """Raises CatalogError. Only of what is given now: a version that was applied stays readable."""
+    found = sorted((line_of(text, at), ".".join(map(str, at)), why) for at, why in wanted.lapsed_on(_today()))
+    if found:
+        line, field, _ = found[0]
+        said = "\n".join(f"{file}:{line}: {field}: {why}" for line, field, why in found)
+        raise CatalogError(said, param=field, line=line)
+
+
+def _today() -> date:
+    return datetime.now(tz=UTC).date()
 
 
 def _cell(value: str | None) -> str:

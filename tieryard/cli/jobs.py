@@ -15,6 +15,12 @@ from tieryard.cli.printing import JsonOption, print_json, shown_time
 from tieryard.cli.tables import FittedTable, printable, table
 from tieryard.errors import UserError
 
+_UNCHARGED = {
+    "retry": "not charged: this start did not end the job",
+    "adjustment": "not charged: it balances what came after its window was closed",
+}
+"""Kinds of a job's rows that its tenant does not pay."""
+
 cli = typer.Typer(help="Look at jobs; cancel one, score its answer.", no_args_is_help=True)
 
 
@@ -148,9 +154,14 @@ def _show_starts(console: Console, starts: list[dict[str, Any]]) -> None:
 def _show_money(console: Console, money: list[dict[str, Any]], total: str | None) -> None:
     console.rule("money", align="left")
     for m in money:
-        tokens = f"{m['prompt_tokens']} in, {m['completion_tokens']} out on {m['deployment']}"
-        console.print(f"{m['kind']}: ${m['cost_usd']} ({tokens}, catalog {m['catalog']})", soft_wrap=True)
-    console.print(f"total: ${total}")
+        cached = f" ({m['cached_tokens']} cached)" if m.get("cached_tokens") else ""
+        tokens = f"{m['prompt_tokens']} in{cached}, {m['completion_tokens']} out on {m['deployment']}"
+        window = f", window {m['window_id']}" if m.get("window_id") else ""
+        about = f" {_UNCHARGED[m['kind']]}" if m["kind"] in _UNCHARGED else ""
+        kind = f"{m['kind']} of fence {m['fence']}" if len(money) > 1 else m["kind"]
+        said = f"{kind}: ${m['cost_usd']} ({tokens}, catalog {m['catalog']}{window}){about}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"charged: ${total or 0}")
 
 
 def _show_outcomes(console: Console, outcomes: list[dict[str, Any]]) -> None:

@@ -10,14 +10,18 @@ from rich.console import Console
 from tieryard import __version__
 from tieryard.cli import (
     bench,
+    budgets,
     config,
+    costs,
     deployments,
     doctor,
     golden,
     jobs,
     keys,
     models,
+    money,
     plan,
+    quote,
     route,
     router,
     submit,
@@ -37,7 +41,12 @@ cli.command()(submit.submit)
 cli.command()(deployments.deployments)
 cli.command()(doctor.doctor)
 cli.command()(plan.plan)
+cli.command()(money.estimate)
+cli.command()(money.breakeven)
+cli.command()(money.tco)
+cli.command()(costs.invoice)
 cli.command()(up.migrate)
+cli.add_typer(quote.cli, name="quote")
 cli.add_typer(jobs.cli, name="jobs")
 cli.add_typer(route.cli, name="route")
 cli.add_typer(router.cli, name="router")
@@ -45,6 +54,9 @@ cli.add_typer(config.cli, name="config")
 cli.add_typer(bench.cli, name="bench")
 cli.add_typer(golden.cli, name="golden")
 cli.add_typer(models.cli, name="models")
+cli.add_typer(money.cli, name="prices")
+cli.add_typer(costs.cli, name="costs")
+cli.add_typer(budgets.cli, name="budgets")
 cli.add_typer(keys.cli, name="keys")
 cli.add_typer(tenants.cli, name="tenants")
 

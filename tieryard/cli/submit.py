@@ -28,6 +28,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end and print a table.")] = False,
     out: Annotated[Path | None, typer.Option(help="With --wait: write each job's result here, a line each.")] = None,
     summary: Annotated[Path | None, typer.Option(help="With --wait: write the table's figures here, as JSON.")] = None,
+    quote: Annotated[str | None, typer.Option(help="The quote that it is to be held against.")] = None,
     url: UrlOption = DEFAULT_URL,
 ) -> None:
     """Submits a file of jobs as one batch."""
@@ -39,7 +40,8 @@ def submit(
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     client = Client(url)
     headers = {"content-type": "application/x-ndjson"}
-    batch = client.post("/v1/jobs", content=body, headers=headers, params={"tier": tier})
+    params = {"tier": tier} | ({"quote_id": quote} if quote is not None else {})
+    batch = client.post("/v1/jobs", content=body, headers=headers, params=params)
     if not wait:
         typer.echo(batch["id"])
         return

@@ -4,8 +4,9 @@ from tieryard.routing.decide import Decision, Judged, decide, decide_many
 from tieryard.routing.features import TextFeatures, text_features
 from tieryard.routing.hurdles import Hurdle, Refusal
 from tieryard.routing.job import JobFeatures
-from tieryard.routing.profiles import Profile
+from tieryard.routing.profiles import Profile, pooled
 from tieryard.routing.snapshot import Bounds, Candidate, Measured, PolicyRules, Rules, Snapshot, TierRules, plain
+from tieryard.routing.worst_case import worst_usd
 
 __all__ = [
     "Bounds",
@@ -25,5 +26,7 @@ __all__ = [
     "decide",
     "decide_many",
     "plain",
+    "pooled",
     "text_features",
+    "worst_usd",
 ]

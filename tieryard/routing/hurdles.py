@@ -112,6 +112,11 @@ def cost_usd(candidate: Candidate, prompt_tokens: int, output_tokens: int) -> De
     return (candidate.input_usd_per_1m * prompt_tokens + candidate.output_usd_per_1m * output_tokens) / _MILLION
 
 
+def cap_of(job: JobFeatures, policy: PolicyRules) -> Decimal | None:
+    """The most that the job, or its tenant's policy, lets it cost."""
+    return min((x for x in (job.max_cost_usd, policy.max_cost_usd) if x is not None), default=None)
+
+
 def load_of(candidate: Candidate) -> float:
     """What is in its engines and waits for them, of what they take at once: above 1 there is a queue. Or the share of
     the KV cache in use, where few long requests fill it."""
@@ -137,7 +142,7 @@ def cannot_take(job: JobFeatures, p: Prospect, policy: PolicyRules, *, on_trial:
     total = p.prompt_tokens + job.max_tokens
     if total > c.context_limit:
         return Refusal(Hurdle.CONTEXT, f"prompt + max_tokens = {total} tokens exceed its context of {c.context_limit}")
-    cap = min((x for x in (job.max_cost_usd, policy.max_cost_usd) if x is not None), default=None)
+    cap = cap_of(job, policy)
     if cap is not None and (worst := cost_usd(c, p.prompt_tokens, job.max_tokens)) > cap:
         return Refusal(Hurdle.CAP, f"could cost ${worst:f}, above ${cap:f}")
     return Refusal(Hurdle.NOW, c.refused) if c.refused else None

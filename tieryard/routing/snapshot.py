@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Self
 
 import orjson
 
-from tieryard.catalog import Catalog, SizeClass
+from tieryard.catalog import Catalog, Deployment, Price, SizeClass
 from tieryard.requests import Relative
 from tieryard.routing.profiles import Profile
 from tieryard.routing.trials import NO_TRIALS, Trials
@@ -190,6 +191,31 @@ class Candidate:
     measured_as: str = ""
     profiles: dict[str, Profile] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, name: str, d: Deployment, price: Price, seen: Measured, profiles: dict[str, Profile]) -> Self:
+        return cls(
+            name=name,
+            size_class=d.size_class,
+            context_limit=d.context_limit,
+            tokenizer=d.tokenizer,
+            capabilities=frozenset(d.capabilities),
+            input_usd_per_1m=price.input_usd_per_1m,
+            output_usd_per_1m=price.output_usd_per_1m,
+            quality=d.quality,
+            serves=d.endpoints,
+            named_only=d.named_only,
+            candidate_of=d.candidate_of or "",
+            region=d.region,
+            measured_as=d.measured_as or name,
+            live=seen.capacity > 0,
+            **asdict(seen),
+            profiles=profiles,
+        )
+
+    @property
+    def price(self) -> Price:
+        return Price(input_usd_per_1m=self.input_usd_per_1m, output_usd_per_1m=self.output_usd_per_1m)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -215,10 +241,12 @@ class Snapshot:
         step_back: str = "",
         quality_model: str = "",
         trials: Trials = NO_TRIALS,
+        prices: Mapping[str, Price] | None = None,
     ) -> Self:
         """The catalog with what is measured of each deployment: summed gauges, and profiles by category. `exploring`:
-        there is money left for it today."""
-        seen = {name: (gauges or {}).get(name, Measured()) for name in catalog.deployments}
+        there is money left for it today. `prices`: what tokens cost now, where that is not what the catalog says of
+        today."""
+        usd = catalog.prices_on(datetime.now(tz=UTC).date()) | dict(prices or {})
         rules = replace(Rules.of(catalog), trials=trials.holding(catalog))
         if step_back:
             rules = replace(rules, classifier="rules", step_back=step_back)
@@ -230,24 +258,7 @@ class Snapshot:
         return cls(
             catalog.hash(),
             tuple(
-                Candidate(
-                    name=name,
-                    size_class=d.size_class,
-                    context_limit=d.context_limit,
-                    tokenizer=d.tokenizer,
-                    capabilities=frozenset(d.capabilities),
-                    input_usd_per_1m=d.price.input_usd_per_1m,
-                    output_usd_per_1m=d.price.output_usd_per_1m,
-                    quality=d.quality,
-                    serves=d.endpoints,
-                    named_only=d.named_only,
-                    candidate_of=d.candidate_of or "",
-                    region=d.region,
-                    measured_as=d.measured_as or name,
-                    live=seen[name].capacity > 0,
-                    **asdict(seen[name]),
-                    profiles=(profiles or {}).get(name, {}),
-                )
+                Candidate.of(name, d, usd[name], (gauges or {}).get(name, Measured()), (profiles or {}).get(name, {}))
                 for name, d in catalog.deployments.items()
             ),
             rules,

@@ -6,33 +6,41 @@ number, expansion is unique on (batch, line) by the primary key, and any part of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any, Self
 
 import orjson
 
 from tieryard.errors import NotFoundError
 from tieryard.ids import public
-from tieryard.store import enqueued, idempotency
+from tieryard.store import budgets, enqueued, idempotency, quotes
 from tieryard.store.benchmarks import BENCHMARK_TENANT
+from tieryard.store.budgets import Need
 from tieryard.store.connection import Connection, Store
 from tieryard.store.idempotency import Mark
 from tieryard.store.schema import File
 
+_PART = 500  # lines that are reserved, and settled, together
 _MOST_BEHIND = 64  # jobs of a batch that is behind, released and not final
 
 
 @dataclass(frozen=True, slots=True)
 class NewBatch:
-    """What batches of both kinds are accepted with. `tokens` count against the tenant's cap; None where it has none."""
+    """What batches of both kinds are accepted with. `tokens` count against the tenant's cap; None where it has none.
+    `quote_id`: the quote that it is to be held against; None takes the newest of its file, if it has one.
+    `worst` is reserved of its budgets, a part for so many lines each: (lines, USD); None where it has none."""
 
     tenant_id: int
     tier: str
     deadline: datetime
     callback_url: str | None = None
     tokens: int | None = None
+    quote_id: int | None = None
+    api_key_id: int | None = None
+    worst: Sequence[tuple[int, Decimal]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +183,10 @@ WITH owed AS (
     WHERE %(callback)s::text IS NOT NULL AND %(fault)s::text IS NOT NULL
 )
 INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests, deadline, callback_url,
-                   enqueued_tokens, endpoint, "window", metadata, reuse, output_expires_s, fault, outcome, finished_at)
+                   enqueued_tokens, api_key_id, endpoint, "window", metadata, reuse, output_expires_s, fault, outcome,
+                   finished_at)
 VALUES (%(id)s, %(tenant)s, %(tier)s, %(source)s, %(id)s + 1, %(total)s, %(requests)s, %(deadline)s, %(callback)s,
-        %(tokens)s, %(endpoint)s, %(window)s, %(metadata)s::jsonb, %(reuse)s, %(expires_s)s, %(fault)s,
+        %(tokens)s, %(key)s, %(endpoint)s, %(window)s, %(metadata)s::jsonb, %(reuse)s, %(expires_s)s, %(fault)s,
         CASE WHEN %(fault)s::text IS NOT NULL THEN 'failed' END, CASE WHEN %(fault)s::text IS NOT NULL THEN now() END)
 """
 
@@ -185,7 +194,8 @@ VALUES (%(id)s, %(tenant)s, %(tier)s, %(source)s, %(id)s + 1, %(total)s, %(reque
 def save_batch(store: Store, new: NewBatch, lines: list[str], *, mark: Mark | None = None) -> int:
     """Saves a list of native jobs, each line one: the batch's id. Its jobs are `id + 1 … id + len(lines)`.
 
-    Raises LimitError past the tenant's cap, AlreadyMadeError when `mark` has made one.
+    Raises LimitError past the tenant's cap, BudgetError where a budget does not cover it, AlreadyMadeError when
+    `mark` has made one.
     """
     batch_id = store.reserve_ids(len(lines) + 1)
     with store.transaction() as connection:
@@ -236,10 +246,10 @@ def _insert(connection: Connection, batch_id: int, new: NewBatch, mark: Mark | N
     if new.tokens is not None:
         enqueued.admit(connection, new.tenant_id, new.tokens)
     plain = {"endpoint": None, "window": None, "metadata": None, "reuse": False, "expires_s": None, "fault": None}
+    own = plain | own
     connection.execute(
         _INSERT,
         {
-            **plain,
             **own,
             "id": batch_id,
             "tenant": new.tenant_id,
@@ -247,8 +257,33 @@ def _insert(connection: Connection, batch_id: int, new: NewBatch, mark: Mark | N
             "deadline": new.deadline,
             "callback": new.callback_url,
             "tokens": new.tokens,
+            "key": new.api_key_id,
         },
     )
+    if own["fault"] is None:
+        file_id = own["source"] if own["endpoint"] is not None else None
+        taken = quotes.Taken(new.quote_id, file_id)
+        quotes.take_along(
+            connection, taken, tenant_id=new.tenant_id, batch_id=batch_id, tier=new.tier, requests=own["requests"]
+        )
+    if new.worst is not None and own["fault"] is None:
+        needs = _needs(batch_id + 1, new.worst)
+        budgets.reserve(connection, tenant_id=new.tenant_id, api_key_id=new.api_key_id, needs=needs)
+
+
+def in_parts(worst: Sequence[Decimal]) -> list[tuple[int, Decimal]]:
+    """What each line can cost at worst, summed over so many lines: (lines, USD)."""
+    parts = [worst[at : at + _PART] for at in range(0, len(worst), _PART)]
+    return [(len(part), sum(part, Decimal(0))) for part in parts]
+
+
+def _needs(first_job_id: int, worst: Sequence[tuple[int, Decimal]]) -> list[Need]:
+    """Reservations that are settled one by one, as their lines are done."""
+    needs = []
+    for lines, usd in worst:
+        needs.append(Need(first_job_id, lines, usd))
+        first_job_id += lines
+    return needs
 
 
 def open_batches(connection: Connection, floors: dict[int, int], wishes: dict[str, float]) -> list[OpenBatch]:

@@ -1,7 +1,7 @@
 """Benchmarks: runs that are asked for, claimed under a fence as jobs are, and finished with all that they found.
 
-They are billed to a tenant of the system's own. A speed run posts one ledger row of the kind `benchmark`; what a
-quality run asks goes through the fleet as a batch of that tenant's, and is billed job by job.
+They are billed to a tenant of the system's own. A speed run posts ledger rows of the kind `benchmark`; what a quality
+run asks goes through the fleet as a batch of that tenant's, and is billed job by job.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from psycopg.types.json import Jsonb
 from tieryard.errors import ConflictError, NotFoundError
 from tieryard.ids import public
 from tieryard.store import idempotency
+from tieryard.store.benchmark_postings import BILLED, POSTED, Posting, to_post
 from tieryard.store.connection import Connection, Store, storable, storable_json
 from tieryard.store.idempotency import Mark
+from tieryard.store.system_tenants import system_tenant
 
 BENCHMARK_TENANT = "tieryard-benchmark"
 
@@ -94,17 +96,6 @@ class BenchmarkRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Posting:
-    """What a run used, for the ledger."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: Decimal
-    tier: str
-    catalog: str
-
-
-@dataclass(frozen=True, slots=True)
 class RunEnd:
     """How a run ended. `pinned` is `Deployment.build` of what ran; `profiles` are figures by category, measured at
     `measured_at`; `regressed` says what has become worse, and makes an event of its own."""
@@ -117,7 +108,7 @@ class RunEnd:
     regressed: str | None = None
     measured_at: datetime | None = None
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
-    posting: Posting | None = None
+    postings: tuple[Posting, ...] = ()
 
 
 _COLUMNS = (
@@ -154,22 +145,12 @@ WHERE id = (
 RETURNING {_COLUMNS}
 """  # noqa: S608  # columns of ours
 
-# Of the run that is `ended`: over, or put off.
-_BILLED = """billed AS (
-    INSERT INTO ledger (job_id, fence, kind, tenant_id, tier, deployment, prompt_tokens, completion_tokens, cost_usd,
-                        catalog)
-    SELECT ended.id, ended.fence, 'benchmark', ended.tenant_id, b.tier, ended.deployment, b.prompt_tokens,
-           b.completion_tokens, b.cost_usd, b.catalog
-    FROM ended, jsonb_to_recordset(%(postings)s::jsonb)
-        AS b (tier text, prompt_tokens int, completion_tokens int, cost_usd numeric, catalog text)
-)"""
-
 _HAND_BACK = f"""
 WITH ended AS (
     UPDATE benchmark SET state = 'queued', worker_id = NULL, why = %(why)s,
-                         not_before = now() + %(wait)s * interval '1 second'
+                         not_before = now() + %(wait)s * interval '1 second', {POSTED}
     WHERE id = %(id)s AND fence = %(fence)s AND state = 'running' RETURNING id, fence, tenant_id, deployment
-), {_BILLED}
+), {BILLED}
 SELECT id FROM ended
 """  # noqa: S608  # a part of ours
 
@@ -177,7 +158,8 @@ SELECT id FROM ended
 _FINISH = f"""
 WITH ended AS (
     UPDATE benchmark SET state = %(state)s, finished_at = now(), why = %(why)s, report = %(report)s,
-                         pinned = coalesce(%(pinned)s, pinned), fingerprint = %(fingerprint)s, regressed = %(regressed)s
+                         pinned = coalesce(%(pinned)s, pinned), fingerprint = %(fingerprint)s,
+                         regressed = %(regressed)s, {POSTED}
     WHERE id = %(id)s AND fence = %(fence)s AND finished_at IS NULL
     RETURNING id, fence, tenant_id, deployment, state, regressed, coalesce(callback_url, %(url)s) AS url,
               callback_url IS NOT NULL OR schedule IS NOT NULL AS end_is_told
@@ -185,7 +167,7 @@ WITH ended AS (
     INSERT INTO profile (benchmark_id, category, deployment, measured_at, figures)
     SELECT ended.id, p.category, ended.deployment, %(at)s, p.figures
     FROM ended, jsonb_to_recordset(%(profiles)s::jsonb) AS p (category text, figures jsonb)
-), {_BILLED}, owed AS (
+), {BILLED}, owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
     SELECT tenant_id, event, id, url
     FROM ended, unnest(ARRAY['benchmark.completed', 'benchmark.regressed']) AS event
@@ -217,14 +199,7 @@ def name_of(run_id: int) -> str:
 
 def tenant(connection: Connection) -> int:
     """The id of the tenant that benchmarks are billed to, made when it is first asked for."""
-    row = connection.execute("SELECT id FROM tenant WHERE name = %s", [BENCHMARK_TENANT]).fetchone()
-    if row is None:
-        row = connection.execute(
-            "INSERT INTO tenant (name) VALUES (%s) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING id",
-            [BENCHMARK_TENANT],
-        ).fetchone()
-    assert row is not None
-    return int(row[0])
+    return system_tenant(connection, BENCHMARK_TENANT)
 
 
 def create(store: Store, runs: Sequence[NewRun], *, mark: Mark | None = None) -> list[int]:
@@ -261,11 +236,11 @@ def claim(store: Store, worker_id: int, kinds: Collection[RunKind], *, alone: bo
 
 
 def hand_back(
-    store: Store, run: BenchmarkRun, *, why: str, wait_s: float = 0.0, posting: Posting | None = None
+    store: Store, run: BenchmarkRun, *, why: str, wait_s: float = 0.0, postings: Sequence[Posting] = ()
 ) -> bool:
-    """Queued again, for later, and why: whether it was still ours. `posting` is what it has used until now."""
-    wanted = {"id": run.id, "fence": run.fence, "why": storable(why), "wait": wait_s, "postings": _postings(posting)}
-    return bool(store.fetch(_HAND_BACK, wanted))
+    """Queued again, for later, and why: whether it was still ours. `postings` are what it has used until now."""
+    wanted = {"id": run.id, "fence": run.fence, "why": storable(why), "wait": wait_s}
+    return bool(store.fetch(_HAND_BACK, wanted | to_post(postings)))
 
 
 def attach_batch(connection: Connection, run: BenchmarkRun, batch_id: int, *, pinned: str | None = None) -> None:
@@ -308,7 +283,7 @@ def finish(connection: Connection, run: BenchmarkRun, end: RunEnd, *, callback_u
             "url": callback_url,
             "at": end.measured_at,
             "profiles": Jsonb([{"category": name, "figures": found} for name, found in end.profiles.items()], _dumps),
-            "postings": _postings(end.posting),
+            **to_post(end.postings),
         },
     ).fetchone()
     return None if row is None else int(row[1])
@@ -357,9 +332,11 @@ def profiles_of(store: Store, run_id: int) -> dict[str, dict[str, Any]]:
 def cost_of(store: Store, run: BenchmarkRun) -> Decimal:
     """USD: what it posted itself, and what the jobs of its batch were charged."""
     rows = store.fetch(
-        "SELECT (SELECT coalesce(sum(cost_usd), 0) FROM ledger WHERE job_id = %(id)s AND kind = 'benchmark') + "
+        "SELECT (SELECT coalesce(sum(cost_usd), 0) FROM ledger WHERE kind = 'benchmark' AND job_id = ANY("
+        "    SELECT unnest(posting_ids || id) FROM benchmark WHERE id = %(id)s)) + "
         "coalesce((SELECT sum(ledger.cost_usd) FROM batch JOIN ledger ON ledger.job_id >= batch.first_job_id "
-        "AND ledger.job_id < batch.first_job_id + batch.total WHERE batch.id = %(batch)s), 0)",
+        "AND ledger.job_id < batch.first_job_id + batch.total AND ledger.kind = 'inference' "
+        "WHERE batch.id = %(batch)s), 0)",
         {"id": run.id, "batch": run.batch_id},
     )
     return Decimal(rows[0][0])
@@ -376,10 +353,6 @@ def cancel(store: Store, run_id: int) -> BenchmarkRun:
     NotFoundError."""
     store.fetch(_CANCEL, {"id": run_id})
     return get(store, run_id)
-
-
-def _postings(posting: Posting | None) -> Jsonb:
-    return Jsonb([] if posting is None else [asdict(posting)], _dumps)
 
 
 def _jsonb(value: dict[str, Any] | None) -> Jsonb | None:

@@ -13,7 +13,8 @@ import orjson
 
 from tieryard.errors import LeaseLostError
 from tieryard.routing import JobFeatures, plain
-from tieryard.store import idempotency, jobs
+from tieryard.store import budgets, idempotency, jobs
+from tieryard.store.budgets import Need
 from tieryard.store.connection import Connection, Store, storable
 from tieryard.store.idempotency import Mark
 from tieryard.store.jobs import Claimed
@@ -51,7 +52,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class NewCall:
-    """A call as accepted `waited_ms` ago. `body` is a line of a batch file, but for its custom_id."""
+    """A call as accepted `waited_ms` ago. `body` is a line of a batch file, but for its custom_id. `worst_usd` is
+    reserved of its budgets, for all its starts; None where it has none."""
 
     id: int
     tenant_id: int
@@ -62,6 +64,8 @@ class NewCall:
     choice: Choice
     worker_id: int
     mark: Mark | None = None
+    api_key_id: int | None = None
+    worst_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +90,9 @@ WITH mine AS (
     FROM mine
 )
 INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, fence, worker_id, attended, deployment, category,
-                 created_at, claimed_at, deadline)
+                 api_key_id, created_at, claimed_at, deadline)
 SELECT %(id)s::bigint, %(tenant)s::bigint, %(id)s::bigint, 1, %(tier)s::text, 'running', %(fence)s::int,
-       %(worker)s::bigint, true, %(deployment)s::text, %(category)s::text, accepted.at, now(),
+       %(worker)s::bigint, true, %(deployment)s::text, %(category)s::text, %(key)s::bigint, accepted.at, now(),
        accepted.at + %(window)s * interval '1 second'
 FROM mine, (SELECT now() - %(waited)s * interval '1 millisecond' AS at) accepted
 RETURNING created_at, claimed_at
@@ -133,7 +137,7 @@ class FailedStart:
 
 
 def start(store: Store, call: NewCall) -> Started:
-    """Saves a call as running. Raises AlreadyMadeError, ConflictError, or LeaseLostError."""
+    """Saves a call as running. Raises AlreadyMadeError, ConflictError, BudgetError, or LeaseLostError."""
     with store.transaction() as connection:
         idempotency.claim(connection, call.mark, call.id)
         wanted = {
@@ -147,8 +151,13 @@ def start(store: Store, call: NewCall) -> Started:
             "category": call.choice.features.text.category,
             "waited": call.waited_ms,
             "window": call.window_s,
+            "key": call.api_key_id,
         }
-        return _started(connection, _START, wanted)
+        started = _started(connection, _START, wanted)
+        if call.worst_usd is not None:
+            need = Need(call.id, 1, call.worst_usd)
+            budgets.reserve(connection, tenant_id=call.tenant_id, api_key_id=call.api_key_id, needs=[need])
+        return started
 
 
 def restart(store: Store, failed: FailedStart, choice: Choice, *, worker_id: int) -> Started:

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
+from tieryard.catalog import Catalog
 from tieryard.errors import ConflictError, NotFoundError
+from tieryard.store import prices
 from tieryard.store.connection import Connection, Store
 
 _COLUMNS = "id, hash, body, applied_at, note, rolled_back_to"
@@ -46,6 +48,12 @@ class Applied:
 
     version: Version
     new: bool
+
+
+def is_newest(connection: Connection, number: int) -> bool:
+    """Whether no later version than this was put in force."""
+    [(found,)] = connection.execute("SELECT coalesce(max(id), 0) <= %s FROM catalog_version", [number]).fetchall()
+    return bool(found)
 
 
 def newest(store: Store) -> Version | None:
@@ -95,25 +103,31 @@ def apply(
     tiers: Collection[str],
     note: str | None = None,
     rolled_back_to: int | None = None,
+    catalog: Catalog | None = None,
 ) -> Applied:
     """Puts a checked catalog in force: its text, its hash (`name`) and the tiers it has. The very text that is in force
-    already stays what it is. Raises ConflictError where unfinished jobs are of a tier that it lacks."""
+    already stays what it is. With `catalog`, what the text says, its price book is recorded too. Raises ConflictError
+    where unfinished jobs are of a tier that it lacks, or a price differs from what is recorded and paid."""
     with store.transaction() as connection:
         connection.execute(_ONE_AT_A_TIME)
         found = connection.execute(_NEWEST).fetchone()
         if found is not None and found[2] == body:
             return Applied(Version(*found), new=False)
         _refuse_stranding(connection, tiers)
+        if catalog is not None:
+            prices.record(connection, catalog)
         wanted = {"hash": name, "body": body, "note": note, "rolled_back_to": rolled_back_to}
         [row] = connection.execute(_APPLY, wanted).fetchall()
     return Applied(Version(*row), new=True)
 
 
-def apply_first(store: Store, body: str, *, name: str) -> Version:
-    """The version in force; this catalog, where there has been none."""
+def apply_first(store: Store, body: str, *, name: str, catalog: Catalog | None = None) -> Version:
+    """The version in force; this catalog, where there has been none. With `catalog` as `apply` has it."""
     with store.transaction() as connection:
         connection.execute(_ONE_AT_A_TIME)
         found = connection.execute(_NEWEST).fetchone()
+        if found is None and catalog is not None:
+            prices.record(connection, catalog)
         wanted = {"hash": name, "body": body, "note": "the first", "rolled_back_to": None}
         return Version(*(found or connection.execute(_APPLY, wanted).fetchall()[0]))
 

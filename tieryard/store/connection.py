@@ -58,19 +58,40 @@ def storable_json(value: Any) -> Any:
     return value
 
 
+def reserve_ids(connection: Connection, n: int) -> int:
+    """As `Store.reserve_ids`, in this transaction. Until it is over nobody else gets an id: end it soon."""
+    row = connection.execute(
+        "INSERT INTO id_counter (name, next) VALUES ('id', 1 + %(n)s) "
+        "ON CONFLICT (name) DO UPDATE SET next = id_counter.next + %(n)s RETURNING next - %(n)s",
+        {"n": n},
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 class Store:
     """The database of one fleet. Connects on first use; safe to share between threads.
 
-    With `lock_timeout_s` a statement that waits longer for a lock raises StoreError.
+    With `lock_timeout_s` a statement that waits longer for a lock raises StoreError; with `timeout_s` one that takes
+    longer, and a transaction that does nothing for so long ends.
     """
 
     def __init__(
-        self, url: str, *, pool_size: int = 4, overflow: int = 16, lock_timeout_s: float | None = None
+        self,
+        url: str,
+        *,
+        pool_size: int = 4,
+        overflow: int = 16,
+        lock_timeout_s: float | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         _, _, rest = url.partition("://")
         arguments = dict(CONNECT_ARGS)
         if lock_timeout_s is not None:
             arguments["options"] += f" -c lock_timeout={round(lock_timeout_s * 1000)}"
+        if timeout_s is not None:
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                arguments["options"] += f" -c {name}={round(timeout_s * 1000)}"
         self.url = f"postgresql://{rest}"
         self.engine = sqlalchemy.create_engine(
             f"postgresql+psycopg://{rest}",
@@ -123,12 +144,8 @@ class Store:
 
     def reserve_ids(self, n: int) -> int:
         """The first of `n` contiguous ids that nobody else will get."""
-        rows = self.fetch(
-            "INSERT INTO id_counter (name, next) VALUES ('id', 1 + %(n)s) "
-            "ON CONFLICT (name) DO UPDATE SET next = id_counter.next + %(n)s RETURNING next - %(n)s",
-            {"n": n},
-        )
-        return int(rows[0][0])
+        with self.transaction() as connection:
+            return reserve_ids(connection, n)
 
     def next_id(self) -> int:
         """One id, from a block that this process has reserved."""

@@ -7,7 +7,7 @@ agree. So does one whose batch was stopped before its turn, and one whose answer
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from psycopg.rows import TupleRow
 
@@ -31,10 +31,12 @@ Judge = Callable[[str, str | None, str, str], Verdict]
 
 # The batch that has come least far goes first: a short file does not wait for a long one. One expander a batch, by an
 # advisory lock: its row stays free while its lines are validated, so that the feeder can release what is expanded
-# already. (The two-key form cannot meet the roles of `leader.py`.)
+# already. (The two-key form cannot meet the roles of `leader.py`.) Only by the newest catalog: a line that an older one
+# refuses may be what the newest was applied for.
 _EXPANDABLE = """
 SELECT id FROM (
     SELECT id FROM batch WHERE finished_at IS NULL AND expanded_to < total AND id <> ALL(%(not)s)
+      AND (%(version)s::bigint IS NULL OR %(version)s >= (SELECT coalesce(max(id), 0) FROM catalog_version))
     ORDER BY expanded_to, id OFFSET 0
 ) waiting
 WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647)::int) LIMIT 1
@@ -42,7 +44,7 @@ WHERE pg_try_advisory_xact_lock(hashtext('tieryard.expand'), (id %% 2147483647):
 
 _BATCH = """
 SELECT batch.id, batch.tenant_id, batch.tier, batch.source_id, batch.first_job_id, batch.total, batch.expanded_to,
-       batch.deadline, batch.created_at, batch.endpoint, batch.reuse, coalesce(file.duplicates, '{}'),
+       batch.deadline, batch.created_at, batch.api_key_id, batch.endpoint, batch.reuse, coalesce(file.duplicates, '{}'),
        CASE WHEN cancelling_at IS NOT NULL THEN 'cancelled' WHEN deadline < now() THEN 'expired' END,
        coalesce(tenant.name, '')
 FROM batch LEFT JOIN file ON file.id = batch.source_id LEFT JOIN tenant ON tenant.id = batch.tenant_id
@@ -74,8 +76,8 @@ ORDER BY line.hash, job.id DESC
 """
 
 _COPY = (
-    "COPY job (id, batch_id, tenant_id, source_id, line_no, tier, state, deadline, created_at, wants_callback, "
-    "deployment, category, finished_at) FROM STDIN"
+    "COPY job (id, batch_id, tenant_id, source_id, line_no, tier, state, deadline, created_at, api_key_id, "
+    "wants_callback, deployment, category, finished_at) FROM STDIN"
 )
 
 _REASONS = {
@@ -97,6 +99,7 @@ class _Chunk:
     expanded_to: int
     deadline: object
     created_at: object
+    api_key_id: int | None
     endpoint: str | None
     reuse: bool
     duplicates: list[int]
@@ -104,47 +107,34 @@ class _Chunk:
     tenant: str
 
 
-def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | None = None) -> tuple[int, int] | None:
+@dataclass(slots=True)
+class _Final:
+    """Jobs of a chunk that start out final: how each `ended` and why, whose answer it has `reused`, and who is `owed` a
+    callback."""
+
+    ended: list[tuple[int, str, str]] = field(default_factory=list)
+    reused: list[tuple[int, int]] = field(default_factory=list)
+    owed: list[tuple[int, str, int]] = field(default_factory=list)
+
+
+def expand_chunk(
+    store: Store, judge: Judge, *, revisions: Mapping[str, str] | None = None, version: int | None = None
+) -> tuple[int, int] | None:
     """Turns the next chunk of unexpanded lines into jobs: (batch id, lines done), or None when none wait.
 
-    `revisions` are today's deployments with what they serve, for batches that reuse answers. Restartable: a chunk and
-    the batch's `expanded_to` commit together.
+    `revisions` are today's deployments with what they serve, for batches that reuse answers; `version` is the catalog's
+    by which lines are judged, and nothing is done where there is a newer one. Restartable: a chunk and the batch's
+    `expanded_to` commit together.
     """
     with store.transaction() as connection:
-        batch = _lock_batch(connection)
+        batch = _lock_batch(connection, version)
         if batch is None:
             return None
         lines = connection.execute(
             _LINES, {"source": batch.source_id, "after": batch.expanded_to, "most": _CHUNK, "bytes": _CHUNK_BYTES}
         ).fetchall()
         earlier = _earlier(connection, batch, lines, revisions or {})
-        duplicates = set(batch.duplicates)
-        ended: list[tuple[int, str, str]] = []
-        owed: list[tuple[int, str, int]] = []
-        reused: list[tuple[int, int]] = []
-        with connection.cursor().copy(_COPY) as copy:
-            for number, body, digest in lines:
-                if not body.strip():
-                    continue
-                job_id = batch.first_job_id + number - 1
-                found = earlier.get(digest) if digest is not None else None
-                state, why, called_back = _judged(
-                    batch, number, body, judge, known=found is not None, duplicates=duplicates
-                )
-                deployment, category = None, None
-                if state is State.SUCCEEDED and found is not None:
-                    source, deployment, category = found
-                    reused.append((job_id, source))
-                elif state is not State.QUEUED:
-                    ended.append((job_id, "invalid_request" if state is State.FAILED else str(state), why))
-                    if called_back:
-                        owed.append((batch.tenant_id, f"job.{state}", job_id))
-                finished_at = None if state is State.QUEUED else batch.created_at
-                copy.write_row(
-                    (job_id, batch.id, batch.tenant_id, batch.source_id, number, batch.tier, str(state), batch.deadline,
-                     batch.created_at, called_back, deployment, category, finished_at)
-                )  # fmt: skip
-        _save_results(connection, ended, reused, owed)
+        _save_results(connection, _copy_jobs(connection, batch, lines, judge, earlier))
         done = batch.expanded_to + len(lines)
         connection.execute(
             "UPDATE batch SET expanded_to = %(to)s, expanded_at = CASE WHEN total = %(to)s THEN now() END "
@@ -152,6 +142,40 @@ def expand_chunk(store: Store, judge: Judge, *, revisions: Mapping[str, str] | N
             {"to": done, "id": batch.id},
         )
     return batch.id, len(lines)
+
+
+def _copy_jobs(
+    connection: Connection,
+    batch: _Chunk,
+    lines: list[TupleRow],
+    judge: Judge,
+    earlier: Mapping[bytes, tuple[int, str, str]],
+) -> _Final:
+    """A job for each line that is not blank: what of them starts out final."""
+    final, duplicates = _Final(), set(batch.duplicates)
+    with connection.cursor().copy(_COPY) as copy:
+        for number, body, digest in lines:
+            if not body.strip():
+                continue
+            job_id = batch.first_job_id + number - 1
+            found = earlier.get(digest) if digest is not None else None
+            state, why, called_back = _judged(
+                batch, number, body, judge, known=found is not None, duplicates=duplicates
+            )
+            deployment, category = None, None
+            if state is State.SUCCEEDED and found is not None:
+                source, deployment, category = found
+                final.reused.append((job_id, source))
+            elif state is not State.QUEUED:
+                final.ended.append((job_id, "invalid_request" if state is State.FAILED else str(state), why))
+                if called_back:
+                    final.owed.append((batch.tenant_id, f"job.{state}", job_id))
+            finished_at = None if state is State.QUEUED else batch.created_at
+            copy.write_row(
+                (job_id, batch.id, batch.tenant_id, batch.source_id, number, batch.tier, str(state), batch.deadline,
+                 batch.created_at, batch.api_key_id, called_back, deployment, category, finished_at)
+            )  # fmt: skip
+    return final
 
 
 def _judged(
@@ -188,33 +212,29 @@ def _earlier(
     return {bytes(row[0]): (row[1], row[2], row[3]) for row in rows}
 
 
-def _save_results(
-    connection: Connection,
-    ended: list[tuple[int, str, str]],
-    reused: list[tuple[int, int]],
-    owed: list[tuple[int, str, int]],
-) -> None:
-    """Of lines that start out final: why, whose answer they take, and who is told."""
-    if owed:
-        connection.cursor().executemany("INSERT INTO outbox (tenant_id, event, subject_id) VALUES (%s, %s, %s)", owed)
-    if ended:
+def _save_results(connection: Connection, final: _Final) -> None:
+    if final.owed:
+        connection.cursor().executemany(
+            "INSERT INTO outbox (tenant_id, event, subject_id) VALUES (%s, %s, %s)", final.owed
+        )
+    if final.ended:
         connection.cursor().executemany(
             "INSERT INTO result (job_id, error_kind, error) VALUES (%s, %s, %s)",
-            [(job_id, kind, storable(why)) for job_id, kind, why in ended],
+            [(job_id, kind, storable(why)) for job_id, kind, why in final.ended],
         )
-    if reused:
+    if final.reused:
         connection.execute(
             "INSERT INTO result (job_id, output, finish_reason, extra, reused_from) "
             "SELECT t.id, r.output, r.finish_reason, r.extra, coalesce(r.reused_from, r.job_id) "
             "FROM unnest(%s::bigint[], %s::bigint[]) AS t (id, source) JOIN result r ON r.job_id = t.source",
-            [[job_id for job_id, _ in reused], [source for _, source in reused]],
+            [[job_id for job_id, _ in final.reused], [source for _, source in final.reused]],
         )
 
 
-def _lock_batch(connection: Connection) -> _Chunk | None:
+def _lock_batch(connection: Connection, version: int | None) -> _Chunk | None:
     """The first batch with lines to expand that nobody else expands, as it is now that it is ours."""
     passed: list[int] = []
-    while (locked := connection.execute(_EXPANDABLE, {"not": passed}).fetchone()) is not None:
+    while (locked := connection.execute(_EXPANDABLE, {"not": passed, "version": version}).fetchone()) is not None:
         # Read after the lock: another expander may have committed a chunk, or the last one, just before it.
         found = connection.execute(_BATCH, {"id": locked[0]}).fetchone()
         if found is not None:

@@ -15,7 +15,8 @@ import orjson
 
 from tieryard.job import MAX_WORKER_DEATHS, Mover, State, sources
 from tieryard.routing import JobFeatures, plain
-from tieryard.store import enqueued, idempotency
+from tieryard.store import budgets, enqueued, idempotency
+from tieryard.store.budgets import Need
 from tieryard.store.connection import Connection, Store, storable
 from tieryard.store.idempotency import Mark
 
@@ -24,7 +25,8 @@ _NOTHING = Decimal(0)
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A single job as accepted. `body` is the caller's JSON; `tokens` count against the tenant's cap, if it has one."""
+    """A single job as accepted. `body` is the caller's JSON; `tokens` count against the tenant's cap, if it has one.
+    `worst_usd` is reserved of its budgets; None where it has none."""
 
     tenant_id: int
     tier: str
@@ -32,6 +34,8 @@ class NewJob:
     deadline: datetime
     wants_callback: bool = False
     tokens: int | None = None
+    api_key_id: int | None = None
+    worst_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +93,10 @@ class Claimed:
 # A single job and its request, together; nudge_at is when rescue would publish it again.
 _SAVE = """
 WITH request AS (INSERT INTO line (source_id, line_no, body) VALUES (%(id)s, 1, %(body)s))
-INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, deadline, wants_callback, enqueued_tokens, nudge_at)
+INSERT INTO job (id, tenant_id, source_id, line_no, tier, state, deadline, wants_callback, enqueued_tokens,
+                 api_key_id, nudge_at)
 VALUES (%(id)s, %(tenant)s, %(id)s, 1, %(tier)s, 'queued', %(deadline)s, %(callback)s, %(tokens)s,
-        now() + %(patience)s * interval '1 second')
+        %(key)s, now() + %(patience)s * interval '1 second')
 RETURNING created_at
 """
 
@@ -200,7 +205,8 @@ SELECT (SELECT count(*) FROM waiting), (SELECT count(*) FROM asked)
 def save_job(store: Store, job: NewJob, *, patience_s: float, mark: Mark | None = None) -> tuple[int, datetime]:
     """Saves one job and its request: (id, accepted at). Committed when this returns.
 
-    Raises LimitError past the tenant's cap, AlreadyMadeError when `mark` has made one.
+    Raises LimitError past the tenant's cap, BudgetError where a budget does not cover it, AlreadyMadeError when
+    `mark` has made one.
     """
     job_id = store.next_id()
     with store.transaction() as connection:
@@ -217,10 +223,14 @@ def save_job(store: Store, job: NewJob, *, patience_s: float, mark: Mark | None 
                 "deadline": job.deadline,
                 "callback": job.wants_callback,
                 "tokens": job.tokens,
+                "key": job.api_key_id,
                 "patience": patience_s,
             },
         ).fetchone()
         assert row is not None
+        if job.worst_usd is not None:
+            need = Need(job_id, 1, job.worst_usd)
+            budgets.reserve(connection, tenant_id=job.tenant_id, api_key_id=job.api_key_id, needs=[need])
     return job_id, row[0]
 
 

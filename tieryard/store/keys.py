@@ -11,16 +11,18 @@ from datetime import datetime
 from enum import StrEnum
 
 from tieryard.errors import AuthError, ConflictError, NotFoundError, UserError
-from tieryard.ids import public
+from tieryard.ids import internal, public
 from tieryard.store.benchmarks import BENCHMARK_TENANT
-from tieryard.store.connection import Connection, Store
+from tieryard.store.connection import Connection, Store, storable
 from tieryard.store.shadows import SHADOW_TENANT
+from tieryard.store.windows import RENT_TENANT
 
 PREFIX = "ty_"
 _SHOWN = 7
 SYSTEM_TENANTS = {
     SHADOW_TENANT: "holds copies of all tenants' jobs",
     BENCHMARK_TENANT: "holds what the fleet asks to measure itself",
+    RENT_TENANT: "holds rent that no job has used",
 }
 """The system's own, whose jobs wait behind everybody's: what each is for."""
 
@@ -29,12 +31,13 @@ _ID = re.compile(r"key_([0-9]{1,18})")
 
 class Scope(StrEnum):
     """What a key may do. A key has all that callers need unless it was made with others; `benchmark`, which measures
-    the fleet at its operator's cost, must be named."""
+    the fleet at its operator's cost, and `operate`, which is about all tenants' money, must be named."""
 
     INFER = "infer"
     BATCH = "batch"
     READ = "read"
     BENCHMARK = "benchmark"
+    OPERATE = "operate"
 
 
 _CALLERS = (Scope.INFER, Scope.BATCH, Scope.READ)
@@ -192,6 +195,33 @@ def list_tenants(store: Store) -> list[TenantRow]:
         "LEFT JOIN api_key k ON k.tenant_id = t.id AND k.revoked_at IS NULL GROUP BY t.id ORDER BY t.id"
     )
     return [TenantRow(*row) for row in rows]
+
+
+def tenant_id_of(store: Store, name: str) -> int:
+    """As `find_tenant`, in a transaction of its own."""
+    with store.transaction() as connection:
+        return find_tenant(connection, name)
+
+
+def find_tenant(connection: Connection, name: str) -> int:
+    """The id of the tenant of this name. Raises NotFoundError."""
+    row = connection.execute("SELECT id FROM tenant WHERE name = %s", [storable(name)]).fetchone()
+    if row is None:
+        raise NotFoundError(f"no tenant '{name}'; `tieryard tenants list` shows them", param="tenant")
+    return int(row[0])
+
+
+def find_key(connection: Connection, tenant_id: int, which: str, *, tenant: str, revoked: bool = False) -> int:
+    """The id of a tenant's key, such as `key_7`, that works, or `revoked` one that may not any more. Raises
+    NotFoundError."""
+    row = connection.execute(
+        "SELECT id FROM api_key WHERE id = %s AND tenant_id = %s AND (%s OR revoked_at IS NULL)",
+        [internal("key", which), tenant_id, revoked],
+    ).fetchone()
+    if row is None:
+        working = "" if revoked else " that works"
+        raise NotFoundError(f"'{tenant}' has no key '{which}'{working}; `tieryard keys list` shows them", param="key")
+    return int(row[0])
 
 
 def cap_tenant(store: Store, name: str, max_enqueued_tokens: int | None) -> None:

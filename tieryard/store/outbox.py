@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from tieryard.store.connection import Store
 
@@ -19,6 +20,7 @@ class Owed:
     url: str
     attempt: int
     created_at: datetime
+    data: dict[str, Any] | None = None
 
 
 # Taking a row moves it out of sight for a while, so a worker that dies with it delays it and loses nothing. A
@@ -30,7 +32,7 @@ WITH due AS (
 ), taken AS (
     UPDATE outbox SET attempts = attempts + 1, next_at = now() + %(hold)s * interval '1 second'
     FROM due WHERE outbox.id = due.id
-    RETURNING outbox.id, outbox.event, outbox.subject_id, outbox.url, outbox.attempts, outbox.created_at
+    RETURNING outbox.id, outbox.event, outbox.subject_id, outbox.url, outbox.attempts, outbox.created_at, outbox.data
 )
 SELECT taken.*, line.body FROM taken
 LEFT JOIN job ON taken.url IS NULL AND job.id = taken.subject_id LEFT JOIN line USING (source_id, line_no)
@@ -40,8 +42,8 @@ LEFT JOIN job ON taken.url IS NULL AND job.id = taken.subject_id LEFT JOIN line 
 def take_due(store: Store, *, most: int = 64, hold_s: float = 60.0) -> list[Owed]:
     rows = store.fetch(_TAKE, {"most": most, "hold": hold_s})
     return [
-        Owed(number, event, subject, url or str(json.loads(body)["callback_url"]), attempt, created_at)
-        for number, event, subject, url, attempt, created_at, body in rows
+        Owed(number, event, subject, url or str(json.loads(body)["callback_url"]), attempt, created_at, data)
+        for number, event, subject, url, attempt, created_at, data, body in rows
     ]
 
 

@@ -10,11 +10,11 @@ from tieryard.store.connection import Store
 
 _BATCH = "SELECT first_job_id, total, finished_at IS NOT NULL FROM batch WHERE id = %(batch)s"
 
-# By primary keys, in the order of the lines. A job that was moved to another start was charged for that one too.
+# By primary keys, in the order of the lines.
 _ANSWERS = """
 SELECT job.id, job.line_no, job.state, result.output, result.finish_reason, coalesce(result.error, result.error_kind),
        ran.latency_ms, ran.fingerprint, ran.prompt_tokens, ran.completion_tokens,
-       coalesce((SELECT sum(cost_usd) FROM ledger WHERE ledger.job_id = job.id), 0)
+       coalesce((SELECT sum(cost_usd) FROM ledger WHERE ledger.job_id = job.id AND kind = 'inference'), 0)
 FROM job
 LEFT JOIN result ON result.job_id = job.id
 LEFT JOIN timing ran ON ran.job_id = job.id AND ran.fence = job.fence

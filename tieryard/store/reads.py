@@ -16,10 +16,13 @@ from tieryard.job import State
 from tieryard.store.connection import Store
 from tieryard.store.schema import Batch, Decision, Job, Ledger, Line, Outcome, Result, RoutingSnapshot, Timing
 
+CHARGED = "inference"
+"""The kind of the ledger's rows that callers pay: a job's one."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """A job with its request, its last start and its cost so far."""
+    """A job with its request, its last start and what it was charged."""
 
     job: Job
     body: str
@@ -41,7 +44,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class BatchRow:
-    """A batch and how far it is. `states` counts its jobs that exist; `cost_usd` sums their ledger rows, if asked."""
+    """A batch and how far it is. `states` counts its jobs that exist; `cost_usd` is what they cost, if asked."""
 
     batch: Batch
     states: dict[str, int]
@@ -91,7 +94,9 @@ def get_story(store: Store, job_id: int, *, tenant_id: int) -> Story:
             .order_by(col(Decision.fence))
         )
         starts = session.exec(select(Timing).where(Timing.job_id == job_id).order_by(col(Timing.fence)))
-        money = session.exec(select(Ledger).where(Ledger.job_id == job_id).order_by(col(Ledger.fence)))
+        money = session.exec(
+            select(Ledger).where(Ledger.job_id == job_id).order_by(col(Ledger.fence), col(Ledger.kind).desc())
+        )
         scores = session.exec(select(Outcome).where(Outcome.job_id == job_id).order_by(col(Outcome.scored_at)))
         made = [(decision, dict(body or {})) for decision, body in decisions]
         story = Story(row, made, list(starts), list(money), list(scores))
@@ -106,7 +111,9 @@ def get_batch(store: Store, batch_id: int, *, tenant_id: int) -> BatchRow:
         states = _states(session, batch)
         first, last = batch.first_job_id, batch.first_job_id + batch.total - 1
         cost = session.exec(
-            select(func.coalesce(func.sum(Ledger.cost_usd), 0)).where(col(Ledger.job_id).between(first, last))
+            select(func.coalesce(func.sum(Ledger.cost_usd), 0)).where(
+                col(Ledger.job_id).between(first, last), Ledger.kind == CHARGED
+            )
         ).one()
         session.expunge_all()
         return BatchRow(batch, states, Decimal(cost))
@@ -214,7 +221,7 @@ def _with_details(session: Session, jobs: list[Job]) -> list[JobRow]:
     costs = dict(
         session.exec(
             select(Ledger.job_id, func.sum(Ledger.cost_usd))
-            .where(col(Ledger.job_id).in_(ids))
+            .where(col(Ledger.job_id).in_(ids), Ledger.kind == CHARGED)
             .group_by(col(Ledger.job_id))
         ).all()
     )

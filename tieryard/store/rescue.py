@@ -16,8 +16,16 @@ from tieryard.job import MAX_WORKER_DEATHS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
 from tieryard.store.keys import SYSTEM_TENANTS
 
+# What a dead process rented is paid to the end of its lease.
 _BURY = """
-UPDATE worker SET stopped_at = now() WHERE stopped_at IS NULL AND lease_until < now() RETURNING id, kind, deployment
+WITH dead AS (
+    UPDATE worker SET stopped_at = now() WHERE stopped_at IS NULL AND lease_until < now()
+    RETURNING id, kind, deployment, lease_until
+), stopped AS (
+    UPDATE rent_window w SET stopped_at = greatest(w.started_at, dead.lease_until) FROM dead
+    WHERE w.worker_id = dead.id AND w.stopped_at IS NULL
+)
+SELECT id, kind, deployment FROM dead
 """
 
 # A suspect that waits for its lone start has not been at risk since it became one.

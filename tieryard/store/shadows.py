@@ -64,8 +64,8 @@ WITH pair AS (
            original.state = 'succeeded' AND job.state = 'succeeded' AS answered, job.state = 'failed' AS copy_failed,
            nullif({said}, '') AS said, nullif({copy_said}, '') AS copy_said,
            ran.latency_ms AS ms, copy_ran.latency_ms AS copy_ms,
-           (SELECT sum(cost_usd) FROM ledger WHERE job_id = original.id) AS usd,
-           (SELECT sum(cost_usd) FROM ledger WHERE job_id = job.id) AS copy_usd
+           (SELECT sum(cost_usd) FROM ledger WHERE job_id = original.id AND ledger.kind = 'inference') AS usd,
+           (SELECT sum(cost_usd) FROM ledger WHERE job_id = job.id AND ledger.kind = 'inference') AS copy_usd
     FROM shadow
     JOIN job ON job.id = shadow.job_id
     JOIN job original ON original.id = shadow.of_job_id

@@ -27,6 +27,10 @@ from tieryard.telemetry import Event, fault, logger
 Flushed = Callable[[Finished], None]
 """Called in the writer's thread after each commit."""
 
+POSTING_TIMEOUT_S = 60.0
+"""After which a statement of a writer's connection ends, and a transaction that does nothing: well below the grace that
+a rent window has before it is closed, so that hardly any ending comes after that."""
+
 _MOST = 512  # endings a transaction
 _MOST_BYTES = 32 * 2**20  # of answers a transaction, and one more: a statement's JSON may not reach 256 MB
 _NUMBER_BYTES = 20  # as vectors have them
@@ -179,4 +183,6 @@ def _plainer(spoilt: Ending, error: Exception) -> Ending:
         cached_tokens=0,
         completion_tokens=0,
         cost_usd=None,
+        large_usd=None,
+        hosted_usd=None,
     )

@@ -7,7 +7,6 @@ import random
 
 import pytest
 
-from tests.unit.bench.engines import Scripted, VirtualLoop, answer, chat
 from tieryard.bench import capacity
 from tieryard.bench.capacity import Probe, SearchEnd, probing, search_capacity
 from tieryard.bench.figures import Slos
@@ -174,29 +173,6 @@ async def test_better_work_ends_the_search():
 async def test_a_search_of_nothing_is_refused(wrong):
     with pytest.raises(UserError):
         await search_capacity(sharp(1), **wrong)
-
-
-def test_whole_runs_find_an_engines_capacity():
-    """Open-loop runs on an engine of sixteen slots, in virtual time."""
-
-    async def search():
-        slots = asyncio.Semaphore(16)
-
-        async def script(number, body):
-            async with slots:
-                async for event in answer((0.05, 1), (0.05, 2))(number, body):
-                    yield event
-
-        known = await true_capacity(16, 0.1, 0.3, target=0.95)
-        sample = [Sampled(chat(f"Prompt {n}")) for n in range(700)]
-        probe = probing(Scripted(script), sample, Slos(max_latency_ms=300), seconds=4, warm_up=16)
-        return known, await search_capacity(probe, low=10)
-
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        known, found = runner.run(search())
-    assert found.end is SearchEnd.FOUND, found.says
-    assert abs(found.rate_per_s / known - 1) <= 0.10
-    assert len(found.probes) <= 10
 
 
 def test_no_probe_is_helped_by_what_another_left_in_a_cache(monkeypatch):

@@ -156,6 +156,15 @@ def test_cost_by_the_token_is_from_usage():
     assert found.cost_per_1k == 1000 * (Decimal("0.5") * 20 + Decimal("2") * 20) / 1_000_000 / 20
 
 
+def test_cached_prompt_tokens_are_told_and_have_a_price_of_their_own():
+    traces = [replace(made(tokens=5), cached_tokens=4), made(1.0, tokens=15)]
+    price = PRICE.model_copy(update={"cached_input_usd_per_1m": Decimal("0.1")})
+    found = one_of(*traces, cost=price)
+    assert found.cached_tokens == 2
+    paid = Decimal("0.5") * 16 + Decimal("0.1") * 4 + Decimal("2") * 20
+    assert found.cost_per_1k == 1000 * paid / 1_000_000 / 20
+
+
 def test_cost_by_the_hour_is_rent_over_throughput_under_load():
     run = run_of(*(made(i / 10, tokens=50) for i in range(10)))
     rent = Rent(Decimal("3.60"))

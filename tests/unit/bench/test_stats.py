@@ -163,10 +163,10 @@ def test_items_needed_by_brute_force() -> None:
     def power(n: int) -> float:
         discordant = range(n + 1)
         shown = [
-            sum(binom.pmf(w, m, 0.75) for w in range(m + 1) if mcnemar_exact(m - w, w).worse <= 0.05)
+            sum(binom.pmf([w for w in range(m + 1) if mcnemar_exact(m - w, w).worse <= 0.05], m, 0.75))
             for m in discordant
         ]
-        return float(sum(binom.pmf(m, n, 0.3) * p for m, p in zip(discordant, shown, strict=True)))
+        return float(sum(binom.pmf(discordant, n, 0.3) * shown))
 
     assert power(n) >= 0.8 > power(n - 1)
 

@@ -58,6 +58,13 @@ async def test_times_and_tokens():
     assert (found.tpot_ms, found.lag_s) == (1500, 0.75)
 
 
+async def test_what_a_prefix_cache_had_is_kept():
+    found = await traced(events(Delta("a"), Done("stop", Usage(7, 3, cached_tokens=5))))
+    assert (found.prompt_tokens, found.cached_tokens) == (7, 5)
+    counted = await traced(events(Delta("a"), Done("stop", Usage(7, 0, cached_tokens=5))))
+    assert (counted.cached_tokens, counted.output_tokens, counted.token_source) == (5, 1, TokenSource.COUNTED)
+
+
 async def test_only_content_arrives():
     call = Delta("", extra={"tool_calls": [{"index": 0}]})
     thought = Delta("", extra={"reasoning_content": "hm"})

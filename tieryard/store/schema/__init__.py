@@ -20,7 +20,8 @@ from tieryard.store.schema.benchmarks import (
     Promotion,
 )
 from tieryard.store.schema.fleet import ApiKey, CatalogVersion, IdCounter, Tenant, Worker
-from tieryard.store.schema.results import Ledger, Outbox, Outcome, Result, Timing
+from tieryard.store.schema.money import Budget, BudgetPeriod, Ledger, Price, Quote, RentWindow, Reservation
+from tieryard.store.schema.results import Outbox, Outcome, Result, Timing
 from tieryard.store.schema.routing import Decision, RoutingSnapshot, Shadow, StepBack
 from tieryard.store.schema.work import Batch, File, Idempotency, Job, Line
 
@@ -29,6 +30,8 @@ __all__ = [
     "Batch",
     "Benchmark",
     "BenchmarkProfile",
+    "Budget",
+    "BudgetPeriod",
     "Canary",
     "CatalogVersion",
     "Decision",
@@ -46,7 +49,11 @@ __all__ = [
     "Outbox",
     "Outcome",
     "Preference",
+    "Price",
     "Promotion",
+    "Quote",
+    "RentWindow",
+    "Reservation",
     "Result",
     "RoutingSnapshot",
     "Shadow",

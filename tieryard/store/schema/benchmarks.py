@@ -54,6 +54,7 @@ class Benchmark(SQLModel, table=True):
     fingerprint: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
     regressed: str | None = Field(default=None, sa_column=Column(Text))
     report: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
+    posting_ids: list[int] | None = Field(default=None, sa_column=Column(ARRAY(BigInteger)))
 
 
 class BenchmarkProfile(SQLModel, table=True):

@@ -70,7 +70,8 @@ class Worker(SQLModel, table=True):
     """A process that holds a lease: one heartbeat for all its jobs. `stopped_at` set means it holds nothing.
 
     `catalog_version` is the one that it goes by, empty where it follows none, and `catalog_fault` what keeps it from
-    the newest; both as of its last heartbeat.
+    the newest; both as of its last heartbeat. `place` is where an infer process stands, of which one at a time is
+    rented.
     """
 
     __tablename__: ClassVar[str] = "worker"
@@ -86,3 +87,4 @@ class Worker(SQLModel, table=True):
     stopped_at: datetime | None = Field(default=None, sa_column=time_column(nullable=True))
     catalog_version: int | None = Field(default=None, sa_column=Column(BigInteger))
     catalog_fault: str | None = Field(default=None, sa_column=Column(Text))
+    place: str | None = Field(default=None, sa_column=Column(Text))

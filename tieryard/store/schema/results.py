@@ -1,12 +1,11 @@
-"""What came of it: answers, times, money, scores, and the callbacks that are owed."""
+"""What came of it: answers, times, scores, and the callbacks that are owed."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from decimal import Decimal
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Numeric, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Text, text
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 from sqlmodel import Field, SQLModel
 
@@ -56,27 +55,6 @@ class Timing(SQLModel, table=True):
     revision: str | None = Field(default=None, sa_column=Column(Text))
 
 
-class Ledger(SQLModel, table=True):
-    """Money, append-only: nothing else says what something cost. One row per (job, fence, kind)."""
-
-    __tablename__: ClassVar[str] = "ledger"
-    __table_args__ = (CheckConstraint("cost_usd >= 0", name="ledger_cost_not_negative"),)
-
-    job_id: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
-    fence: int = Field(primary_key=True)
-    kind: str = Field(sa_column=Column(Text, primary_key=True))
-    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
-    batch_id: int | None = Field(default=None, sa_column=Column(BigInteger))
-    posted_at: datetime = Field(sa_column=time_column(now=True))
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: Decimal = Field(sa_column=Column(Numeric, nullable=False))
-    tier: str = Field(sa_column=Column(Text, nullable=False))
-    deployment: str = Field(sa_column=Column(Text, nullable=False))
-    category: str | None = Field(default=None, sa_column=Column(Text))
-    catalog: str = Field(sa_column=Column(Text, nullable=False))
-
-
 class Outcome(SQLModel, table=True):
     """How good an answer was, by somebody's word, beside what was expected of it: `predicted` for this very prompt,
     None where the learned model had no word on it, and `rules_predicted` for any of its category. `quality_model` is
@@ -103,8 +81,8 @@ class Outcome(SQLModel, table=True):
 class Outbox(SQLModel, table=True):
     """A callback owed, written with the fact it tells of. Delivered, given up, or due at `next_at`.
 
-    `url` is a batch's; a job's stands in its line, where it is read when it is due: no statement that ends jobs
-    parses what a caller wrote.
+    `data` is what is told beside the id, where it must be as it was then. `url` is a batch's; a job's stands in its
+    line, where it is read when it is due: no statement that ends jobs parses what a caller wrote.
     """
 
     __tablename__: ClassVar[str] = "outbox"
@@ -118,6 +96,7 @@ class Outbox(SQLModel, table=True):
     event: str = Field(sa_column=Column(Text, nullable=False))
     subject_id: int = Field(sa_column=Column(BigInteger, nullable=False))
     url: str | None = Field(default=None, sa_column=Column(Text))
+    data: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
     created_at: datetime = Field(sa_column=time_column(now=True))
     next_at: datetime = Field(sa_column=time_column(now=True))
     attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})

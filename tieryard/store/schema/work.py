@@ -88,6 +88,7 @@ class Batch(SQLModel, table=True):
     notes: dict[str, str] | None = Field(default=None, sa_column=Column("metadata", JSONB))
     reuse: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     enqueued_tokens: int | None = Field(default=None, sa_column=Column(BigInteger))
+    api_key_id: int | None = Field(default=None, sa_column=Column(BigInteger))
     output_expires_s: int | None = None
     expanded_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
     released_to: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
@@ -112,7 +113,7 @@ class Job(SQLModel, table=True):
 
     `ran_alone` is set before a suspect's lone start: only after it can one more worker death be its last. `attended`:
     its caller waits on a connection to the API process that runs it, so nobody else ever will. `prefix_key` is what
-    it shares with jobs that begin alike, from when it is routed.
+    it shares with jobs that begin alike, from when it is routed; `api_key_id` the key that it came with, if any.
     """
 
     __tablename__: ClassVar[str] = "job"
@@ -139,6 +140,7 @@ class Job(SQLModel, table=True):
     attended: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
     enqueued_tokens: int | None = None
     worker_id: int | None = Field(default=None, sa_column=Column(BigInteger))
+    api_key_id: int | None = Field(default=None, sa_column=Column(BigInteger))
     prefix_key: int | None = Field(default=None, sa_column=Column(BigInteger))
     created_at: datetime = Field(sa_column=time_column(now=True))
     deadline: datetime = Field(sa_column=time_column())
