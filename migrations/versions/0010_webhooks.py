@@ -21,6 +21,8 @@ _OF_DELIVERY = ("settled_at", "delivered_at", "last_error", "last_status", "atte
 
 def upgrade() -> None:
     _make_endpoints()
+    # Keys that may do all that callers need may do this too; those that were given less keep to it.
+    op.execute("UPDATE api_key SET scopes = scopes || '{webhooks}' WHERE scopes @> '{infer,batch,read}'")
     _make_deliveries()
     # In one transaction, since what is not settled must have no moment in which nobody owes it. It is fanned out anew,
     # to its own address and with all its attempts; what is settled takes the default of this very moment, which costs
@@ -129,6 +131,7 @@ def _make_deliveries() -> None:
 
 
 def downgrade() -> None:
+    op.execute("UPDATE api_key SET scopes = array_remove(scopes, 'webhooks')")
     op.drop_index("outbox_unfanned", "outbox")
     op.add_column("outbox", sa.Column("next_at", _TIME, server_default=_NOW, nullable=False))
     op.add_column("outbox", sa.Column("attempts", sa.Integer(), server_default="0", nullable=False))

@@ -3,8 +3,6 @@ delivered to them."""
 
 from __future__ import annotations
 
-import secrets
-from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -62,6 +60,7 @@ class NewEndpoint:
 
     tenant_id: int
     url: str
+    secret: str = field(repr=False)
     events: Sequence[str] = ()
     description: str | None = None
     include_result: bool = False
@@ -121,6 +120,20 @@ UPDATE delivery SET next_at = now(), first_due_at = now(), failures = 0
 FROM lane WHERE delivery.lane_id = lane.id AND settled_at IS NULL AND next_at > now() + %(hands)s * interval '1 second'
 """
 
+
+def _given_up(ended: str, why: str) -> str:
+    """Settles what is owed to the endpoints in `ended`; by id, as whoever writes down attempts locks them."""
+    return f"""owing AS MATERIALIZED (
+    SELECT delivery.id FROM {ended} JOIN delivery_lane lane ON lane.endpoint_id = {ended}.id
+    JOIN delivery ON delivery.lane_id = lane.id AND delivery.settled_at IS NULL
+    ORDER BY delivery.id FOR NO KEY UPDATE OF delivery
+), given_up AS (
+    UPDATE delivery SET settled_at = now(),
+        last_error = coalesce(delivery.last_error || '; ', '') || 'the endpoint was {why}'
+    FROM owing WHERE delivery.id = owing.id
+)"""  # noqa: S608  # parts of ours
+
+
 # What it was still owed is given up with it, and can be delivered again later.
 _DISABLE = """
 WITH off AS (
@@ -130,36 +143,22 @@ WITH off AS (
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, data)
     SELECT tenant_id, 'webhook.disabled', id, jsonb_build_object('why', %(why)s::text, 'endpoint', url) FROM off
-), given_up AS (
-    UPDATE delivery SET settled_at = now(), last_error = coalesce(last_error || '; ', '') || 'the endpoint was disabled'
-    FROM delivery_lane lane
-    WHERE lane.endpoint_id = %(id)s AND delivery.lane_id = lane.id AND delivery.settled_at IS NULL
-      AND EXISTS (SELECT FROM off)
-)
+), {owed}
 SELECT id FROM off
-"""
+""".replace("{owed}", _given_up("off", "disabled"))
 
 # Its row stays for the log, which names its address; its secrets do not.
 _REMOVE = f"""
 WITH gone AS (
     UPDATE webhook_endpoint SET deleted_at = now(), secret = '', previous_secret = NULL, previous_secret_until = NULL
     WHERE {_MINE} RETURNING id
-), given_up AS (
-    UPDATE delivery SET settled_at = now(), last_error = coalesce(last_error || '; ', '') || 'the endpoint was removed'
-    FROM delivery_lane lane, gone
-    WHERE lane.endpoint_id = gone.id AND delivery.lane_id = lane.id AND delivery.settled_at IS NULL
-)
+), {_given_up("gone", "removed")}
 SELECT id FROM gone
 """  # noqa: S608
 
 
-def new_secret() -> str:
-    """A secret of 256 random bits, in Standard Webhooks' form."""
-    return "whsec_" + b64encode(secrets.token_bytes(32)).decode()
-
-
 def add(store: Store, new: NewEndpoint, *, mark: Mark | None = None) -> Endpoint:
-    """Registers it with a secret of its own. Raises ConflictError where the tenant has too many, AlreadyMadeError when
+    """Registers it. Raises ConflictError where the tenant has too many, AlreadyMadeError when
     `mark` has made one."""
     wanted = {
         "tenant": new.tenant_id,
@@ -168,7 +167,7 @@ def add(store: Store, new: NewEndpoint, *, mark: Mark | None = None) -> Endpoint
         "description": new.description,
         "include_result": new.include_result,
         "fleet": new.fleet,
-        "secret": new_secret(),
+        "secret": new.secret,
     }
     with store.transaction() as connection:
         count = connection.execute(_COUNT, wanted).fetchone()
@@ -215,9 +214,9 @@ def change(store: Store, endpoint_id: int, *, tenant_id: int, **fields: Any) -> 
     return changed
 
 
-def rotate(store: Store, endpoint_id: int, *, tenant_id: int) -> Endpoint:
+def rotate(store: Store, endpoint_id: int, secret: str, *, tenant_id: int) -> Endpoint:
     """Gives it a new secret; the one before signs too for a day, the one before that no more. Raises NotFoundError."""
-    wanted = {"id": endpoint_id, "tenant": tenant_id, "secret": new_secret(), "hours": OVERLAP_H}
+    wanted = {"id": endpoint_id, "tenant": tenant_id, "secret": secret, "hours": OVERLAP_H}
     with store.transaction() as connection:
         return _known(_one(connection, _ROTATE, wanted), endpoint_id)
 
@@ -252,7 +251,8 @@ def _one(connection: Connection, statement: str, wanted: dict[str, Any]) -> Endp
 
 
 def _read(row: Sequence[Any]) -> Endpoint:
-    return Endpoint(*row[:3], tuple(row[3]), *row[4:])
+    number, tenant_id, url, events, *rest = row
+    return Endpoint(number, tenant_id, url, tuple(events), *rest)
 
 
 def _known(found: Endpoint | None, endpoint_id: int) -> Endpoint:
