@@ -180,6 +180,7 @@ class RedeliveryCreate(BaseModel):
 
     delivery: Text | None = Field(default=None, description="Just this one.")
     webhook: Text | None = Field(default=None, description="Of a time: only this endpoint's. Default: callbacks', too.")
+    event: Text | None = Field(default=None, description="Of a time: only this event's, such as `job.failed`.")
     since: Text | None = Field(
         default=None,
         max_length=64,

@@ -251,6 +251,7 @@ def _of_time(state: State, holder: Holder, wanted: RedeliveryCreate) -> Wanted:
     return Wanted(
         holder.tenant_id,
         endpoint_id=endpoint.id if endpoint is not None else None,
+        event=_event(wanted.event),
         outcome=Outcome(wanted.state) if wanted.state != "all" else None,
         since=since,
         until=until,

@@ -115,7 +115,9 @@ SELECT %(tenant)s, event.id, lane.id, %(id)s FROM event, lane RETURNING id
 
 def list_deliveries(store: Store, wanted: Wanted, *, after: int | None, limit: int) -> list[Logged]:
     """A page, newest first. `after` is the last id of the page before."""
-    statement = f"SELECT {_COLUMNS} FROM {_FROM} WHERE {_chosen(wanted)} ORDER BY d.id DESC LIMIT %(limit)s"  # noqa: S608  # conditions of ours
+    statement = (
+        f"SELECT {_COLUMNS} FROM {_FROM} WHERE {_chosen(wanted, after=after)} ORDER BY d.id DESC LIMIT %(limit)s"  # noqa: S608  # conditions of ours
+    )
     rows = store.fetch(statement, {**_parameters(wanted), "after": after, "limit": limit})
     return [Logged(*row) for row in rows]
 
@@ -157,15 +159,15 @@ def redeliver_all(store: Store, wanted: Wanted) -> tuple[int, bool]:
     how many, and whether more remain. Raises NotFoundError and ConflictError for an endpoint that is named."""
     statement = f"""
         UPDATE delivery SET {_DUE_AGAIN} WHERE id IN (
-            SELECT d.id FROM delivery d WHERE {_chosen(wanted, joined=False)} AND d.settled_at IS NOT NULL
-            AND {_REACHABLE} ORDER BY d.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+            SELECT d.id FROM delivery d JOIN outbox o ON o.id = d.outbox_id
+            WHERE {_chosen(wanted)} AND d.settled_at IS NOT NULL AND {_REACHABLE}
+            ORDER BY d.id LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
         ) RETURNING id
         """  # noqa: S608
     with store.transaction() as connection:
         if wanted.endpoint_id is not None:
             _check_reachable(connection, wanted.endpoint_id, wanted.tenant_id)
-        parameters = {**_parameters(wanted), "after": None, "limit": MOST_AT_ONCE}
-        n = len(connection.execute(statement, parameters).fetchall())
+        n = len(connection.execute(statement, {**_parameters(wanted), "limit": MOST_AT_ONCE}).fetchall())
     return n, n == MOST_AT_ONCE
 
 
@@ -180,22 +182,17 @@ def send_test(store: Store, endpoint_id: int, *, tenant_id: int) -> int:
     return int(row[0])
 
 
-def _chosen(wanted: Wanted, *, joined: bool = True) -> str:
+def _chosen(wanted: Wanted, *, after: int | None = None) -> str:
     """The condition: only what is asked for stands in it, so that each question has its own plan."""
     asked: Sequence[tuple[Any, str]] = (
         (wanted.endpoint_id, "d.endpoint_id = %(endpoint)s"),
         (wanted.event, "o.event = %(event)s"),
         (wanted.since, "d.created_at >= %(since)s"),
         (wanted.until, "d.created_at < %(until)s"),
+        (after, "d.id < %(after)s"),
     )
-    return " AND ".join(
-        [
-            "d.tenant_id = %(tenant)s",
-            _OF_OUTCOME[wanted.outcome],
-            *(condition for value, condition in asked if value is not None),
-            *(["(%(after)s::bigint IS NULL OR d.id < %(after)s)"] if joined else []),
-        ]
-    )
+    chosen = [condition for value, condition in asked if value is not None]
+    return " AND ".join(["d.tenant_id = %(tenant)s", _OF_OUTCOME[wanted.outcome], *chosen])
 
 
 def _parameters(wanted: Wanted) -> dict[str, Any]:
