@@ -112,12 +112,16 @@ WHERE {_MINE} RETURNING {_COLUMNS}
 """  # noqa: S608
 
 # What waits for a far attempt is tried now. What is in somebody's hands is left alone, or it would be sent twice.
+# Whoever changes several rows locks them in one order: endpoints, lanes, deliveries by id; see `deliveries`.
 _AFRESH = """
 WITH lane AS (
     UPDATE delivery_lane SET failures = 0, steady = false, resting_until = NULL WHERE endpoint_id = %(id)s RETURNING id
+), waiting AS MATERIALIZED (
+    SELECT d.id FROM lane JOIN delivery d ON d.lane_id = lane.id
+    WHERE d.settled_at IS NULL AND d.next_at > now() + %(hands)s * interval '1 second'
+    ORDER BY d.id FOR NO KEY UPDATE OF d SKIP LOCKED
 )
-UPDATE delivery SET next_at = now(), first_due_at = now(), failures = 0
-FROM lane WHERE delivery.lane_id = lane.id AND settled_at IS NULL AND next_at > now() + %(hands)s * interval '1 second'
+UPDATE delivery SET next_at = now(), first_due_at = now(), failures = 0 FROM waiting WHERE delivery.id = waiting.id
 """
 
 
