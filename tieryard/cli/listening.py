@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 from standardwebhooks import Webhook, WebhookVerificationError
+from standardwebhooks.webhooks import EmptyWebhookSecretError
 
 from tieryard.errors import UserError
 
@@ -44,7 +45,7 @@ class Delivery:
 
 def check_secret(secret: str) -> str:
     """The secret itself. Raises UserError for what can sign nothing."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, EmptyWebhookSecretError):
         if secret.startswith("whsec_") and Webhook(secret):
             return secret
     raise UserError(

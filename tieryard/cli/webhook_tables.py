@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -38,11 +39,11 @@ def deliveries(found: list[dict[str, Any]]) -> FittedTable:
         (
             one["id"],
             f"{one['event']} {one['subject']}",
-            one["webhook"] or one["url"],
+            one["webhook"] or urlsplit(one["url"]).netloc,
             shown_time(one["created_at"], _TIME),
             one["state"],
             str(one["attempts"]),
-            _answer(one["last_status"], one["last_error"]),
+            str(one["last_status"] or one["last_error"] or "–"),
         )
         for one in found
     ]
@@ -69,7 +70,7 @@ def show_delivery(console: Console, one: dict[str, Any]) -> None:
             shown_time(tried["at"], _TIME),
             "–" if tried["latency_ms"] is None else f"{tried['latency_ms']:,.0f}",
             tried["address"] or "–",
-            _answer(tried["status"], tried["error"]),
+            tried["error"] or str(tried["status"]),
         )
         for tried in one["history"]
     ]
@@ -89,11 +90,6 @@ def _state(one: dict[str, Any]) -> str:
     if one["failing_since"]:
         return f"failing since {shown_time(one['failing_since'])}"
     return str(one["state"])
-
-
-def _answer(status: int | None, error: str | None) -> str:
-    """An error tells of the status where there was one."""
-    return error or ("–" if status is None else str(status))
 
 
 def _print(console: Console, facts: list[tuple[str, str]]) -> None:
