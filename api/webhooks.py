@@ -69,6 +69,40 @@ def list_webhooks(state: StateDep, holder: ReadDep) -> WebhookList:
     return WebhookList(data=[WebhookPublic.of(one) for one in found])
 
 
+@router.post(f"{PATH}/{{webhook_id}}/test")
+def test_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> DeliveryWhole:
+    """Sends it a `webhook.test`, whatever it listens to. `GET /v1/deliveries/{delivery_id}` tells how it went."""
+    made = delivery_log.send_test(state.store, _number(webhook_id), tenant_id=holder.tenant_id)
+    _nudge(state)
+    return DeliveryWhole.told(*delivery_log.get(state.store, made, tenant_id=holder.tenant_id))
+
+
+@router.post(f"{PATH}/{{webhook_id}}/rotate")
+def rotate_secret(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookSecret:
+    """Gives it a new secret, which the answer has, this once. For 24 hours deliveries are signed with both."""
+    found = _changeable(state, holder, webhook_id)
+    made = endpoints.rotate(state.store, found.id, new_secret(), tenant_id=holder.tenant_id)
+    return WebhookSecret.of(made, secret=made.secret)
+
+
+@router.post(f"{PATH}/{{webhook_id}}/disable")
+def disable_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookPublic:
+    """Delivers nothing to it until it is enabled again. What was to be delivered is given up."""
+    found = _find(state, holder, webhook_id)
+    with state.store.transaction() as connection:
+        endpoints.disable(connection, found.id, _BY_HAND)
+    _nudge(state)  # its tenant's other endpoints are told
+    return WebhookPublic.of(_find(state, holder, webhook_id))
+
+
+@router.post(f"{PATH}/{{webhook_id}}/enable")
+def enable_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookPublic:
+    """Delivers to it again, from now on; what it missed by `POST /v1/redeliveries`."""
+    found = endpoints.enable(state.store, _number(webhook_id), tenant_id=holder.tenant_id)
+    _nudge(state)
+    return WebhookPublic.of(found)
+
+
 @router.get(f"{PATH}/{{webhook_id}}")
 def get_webhook(state: StateDep, holder: ReadDep, webhook_id: str) -> WebhookPublic:
     """One of them."""
@@ -93,40 +127,6 @@ def remove_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> Res
     """Removes it, for good. What was to be delivered to it is given up; its log stays."""
     endpoints.remove(state.store, _number(webhook_id), tenant_id=holder.tenant_id)
     return Response(status_code=204)
-
-
-@router.post(f"{PATH}/{{webhook_id}}/rotate")
-def rotate_secret(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookSecret:
-    """Gives it a new secret, which the answer has, this once. For 24 hours deliveries are signed with both."""
-    found = _changeable(state, holder, webhook_id)
-    made = endpoints.rotate(state.store, found.id, new_secret(), tenant_id=holder.tenant_id)
-    return WebhookSecret.of(made, secret=made.secret)
-
-
-@router.post(f"{PATH}/{{webhook_id}}/enable")
-def enable_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookPublic:
-    """Delivers to it again, from now on; what it missed by `POST /v1/redeliveries`."""
-    found = endpoints.enable(state.store, _number(webhook_id), tenant_id=holder.tenant_id)
-    _nudge(state)
-    return WebhookPublic.of(found)
-
-
-@router.post(f"{PATH}/{{webhook_id}}/disable")
-def disable_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookPublic:
-    """Delivers nothing to it until it is enabled again. What was to be delivered is given up."""
-    found = _find(state, holder, webhook_id)
-    with state.store.transaction() as connection:
-        endpoints.disable(connection, found.id, _BY_HAND)
-    _nudge(state)  # its tenant's other endpoints are told
-    return WebhookPublic.of(_find(state, holder, webhook_id))
-
-
-@router.post(f"{PATH}/{{webhook_id}}/test")
-def test_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> DeliveryWhole:
-    """Sends it a `webhook.test`, whatever it listens to. `GET /v1/deliveries/{delivery_id}` tells how it went."""
-    made = delivery_log.send_test(state.store, _number(webhook_id), tenant_id=holder.tenant_id)
-    _nudge(state)
-    return DeliveryWhole.told(*delivery_log.get(state.store, made, tenant_id=holder.tenant_id))
 
 
 @router.get("/v1/deliveries")
