@@ -14,7 +14,8 @@ import orjson
 
 from tests import factories as make
 from tests.conftest import eventually
-from tieryard.store import Store, endpoints, lanes, outbox
+from tieryard.store import Store, deliveries, endpoints, lanes, outbox
+from tieryard.store.deliveries import Due
 from tieryard.store.endpoints import Endpoint, NewEndpoint
 from tieryard.webhooks.addresses import read_url
 from workers.callback import Callbacks
@@ -128,6 +129,13 @@ def fan_out(store: Store) -> int:
             n, more = outbox.fan_out(connection, lambda url: read_url(url).origin)
         made += n
     return made
+
+
+def take(store: Store, n: int = 10, hold_s: float = 60.0) -> list[Due]:
+    """Of what has been fanned out and is due, at most `n` of each lane."""
+    with store.transaction() as connection:
+        shares = {lane.lane_id: n for lane in lanes.waiting(connection) if lane.due_in_s <= 0}
+        return deliveries.take(connection, shares, hold_s=hold_s)
 
 
 def until_settled(store: Store, within_s: float = 20.0) -> None:

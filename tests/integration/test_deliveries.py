@@ -22,6 +22,7 @@ from tests.integration.receivers import (
     happen,
     receiver,
     rows,
+    take,
     until_settled,
 )
 from tieryard.settings import Settings
@@ -48,13 +49,6 @@ def other() -> Iterator[Receiver]:
 def hasty(open_yard: OpenYard, settings: Settings) -> Yard:
     """Tries again at once, and waits for nobody."""
     return open_yard(settings=settings.model_copy(update={"webhook_retry_first_s": 0.1, "webhook_timeout_s": 1.0}))
-
-
-def take(store: Store, n: int = 10, hold_s: float = 60.0) -> list[Due]:
-    with store.transaction() as connection:
-        found = lanes.waiting(connection)
-        shares = {lane.lane_id: n for lane in found if lane.due_in_s <= 0}
-        return deliveries.take(connection, shares, hold_s=hold_s)
 
 
 def record(store: Store, *tried: Tried) -> None:

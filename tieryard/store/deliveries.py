@@ -86,7 +86,8 @@ SELECT taken.id, taken.outbox_id, taken.lane_id, taken.endpoint_id, lane.failure
        CASE WHEN e.previous_secret_until > now() THEN e.previous_secret END,
        CASE WHEN taken.url IS NOT NULL THEN NULL WHEN e.id IS NULL OR e.deleted_at IS NOT NULL THEN 'removed'
             WHEN e.disabled_at IS NOT NULL THEN 'disabled' END,
-       CASE WHEN r.job_id IS NOT NULL AND length(coalesce(r.output, '')) + length(coalesce(r.extra::text, '')) < %(short)s
+       CASE WHEN r.job_id IS NOT NULL
+                 AND length(coalesce(r.output, '')) + length(coalesce(r.extra::text, '')) < %(short)s
             THEN jsonb_build_object('output', r.output, 'finish_reason', r.finish_reason, 'extra', r.extra, 'error',
                 CASE WHEN r.error_kind IS NOT NULL
                      THEN jsonb_build_object('kind', r.error_kind, 'message', r.error) END) END,
@@ -173,7 +174,8 @@ def _due(*row: Any) -> Due:
     secret, previous, off, result, has_result = row[-5:]
     secrets = tuple(one for one in (secret, previous) if one is not None)
     told = None if result is None else {name: value for name, value in result.items() if value is not None}
-    return Due(*row[:-5], secrets=secrets, off=off, result=told, too_long=has_result and result is None)
+    fields = [*row[:-5], secrets, off, told, has_result and result is None]
+    return Due(*fields)
 
 
 def record(connection: Connection, tried: Sequence[Tried]) -> None:

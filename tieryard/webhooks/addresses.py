@@ -29,14 +29,16 @@ _LONGEST_RESOLVE_S = 5.0
 _PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 """All that is given out for global unicast."""
 
-# Besides everything that `is_global` refuses: what carries an IPv4 address inside a public-looking IPv6 one (6to4 and
-# its relays, Teredo and the rest of 2001::/23, NAT64), and a cloud's metadata server that has a public address.
+# Besides everything that `is_global` refuses, which differs between versions of Python: what is special by IANA's
+# registries; what carries an IPv4 address inside a public-looking IPv6 one (6to4 and its relays, Teredo and the rest of
+# 2001::/23, NAT64); and a cloud's metadata server that has a public address.
 _DENIED = [
     ipaddress.ip_network(net)
     for net in (
-        "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/23", "::ffff:0:0/96", "3fff::/20",
-        "100.64.0.0/10", "192.88.99.0/24", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4", "ff00::/8",
-        "168.63.129.16/32",
+        "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/23", "2001:db8::/32", "::ffff:0:0/96", "3fff::/20",
+        "ff00::/8", "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+        "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24",
+        "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4", "168.63.129.16/32",
     )
 ]  # fmt: skip
 
