@@ -25,9 +25,11 @@ _WITHIN_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One request as it came. `attempt` counts those of its id that came here; `fault` says why it is not verified."""
+    """One request as it came. `signed_at` is its `webhook-timestamp`, seconds since 1970; `attempt` counts those of its
+    id that came here; `fault` says why it is not verified."""
 
     at: datetime
+    signed_at: int | None
     id: str
     attempt: int
     fault: str | None
@@ -39,7 +41,7 @@ class Delivery:
         return found if isinstance(found, str) else "no type"
 
     def shown(self) -> dict[str, Any]:
-        told = {"at": self.at, "id": self.id, "type": self.type, "attempt": self.attempt}
+        told = {"at": self.at, "signed_at": self.signed_at, "id": self.id, "type": self.type, "attempt": self.attempt}
         return {**told, "verified": self.fault is None, "fault": self.fault, "payload": self.payload}
 
 
@@ -110,8 +112,10 @@ class Receiver:
             payload = orjson.loads(body)
         except ValueError:
             payload = None
+        stamp = headers.get("webhook-timestamp", "")
+        signed_at = int(stamp) if stamp.isascii() and stamp.isdecimal() and len(stamp) < 16 else None
         fault = fault_of(self.secrets, headers, body)
-        self._came.put(Delivery(datetime.now(tz=UTC), number, self._seen[number], fault, payload))
+        self._came.put(Delivery(datetime.now(tz=UTC), signed_at, number, self._seen[number], fault, payload))
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         receiver = self
