@@ -114,6 +114,9 @@ def _make_deliveries() -> None:
     op.create_index("delivery_due", "delivery", ["lane_id", "next_at"], postgresql_where=sa.text("settled_at IS NULL"))
     op.create_index("delivery_by_tenant", "delivery", ["tenant_id", "id"])
     op.create_index(
+        "delivery_by_time", "delivery", ["created_at"], postgresql_using="brin", postgresql_with={"autosummarize": "on"}
+    )
+    op.create_index(
         "delivery_by_endpoint", "delivery", ["endpoint_id", "id"], postgresql_where=sa.text("endpoint_id IS NOT NULL")
     )
     op.create_table(

@@ -115,6 +115,7 @@ class Delivery(SQLModel, table=True):
         UniqueConstraint("outbox_id", "endpoint_id", name="delivery_once", postgresql_nulls_not_distinct=True),
         Index("delivery_due", "lane_id", "next_at", postgresql_where=text("settled_at IS NULL")),
         Index("delivery_by_tenant", "tenant_id", "id"),
+        Index("delivery_by_time", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
         Index("delivery_by_endpoint", "endpoint_id", "id", postgresql_where=text("endpoint_id IS NOT NULL")),
         {"postgresql_with": {"fillfactor": 70}},
     )
