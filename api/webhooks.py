@@ -29,7 +29,7 @@ from api.webhook_shapes import (
 from tieryard.costs.reporting import read_moment
 from tieryard.errors import RequestError, ScopeError
 from tieryard.events import FLEET_WIDE, LISTED, Told, read_events
-from tieryard.ids import internal
+from tieryard.ids import internal, public
 from tieryard.queues import CALLBACKS, BrokerError
 from tieryard.store import delivery_log, endpoints, idempotency
 from tieryard.store.delivery_log import Outcome, Wanted
@@ -49,15 +49,17 @@ _ONLY_PUBLIC = (
     "deliveries go to public addresses, unless the fleet is set to TIERYARD_WEBHOOK_ALLOW_PRIVATE=true "
     "(`tieryard up --local-callbacks`)"
 )
+_SECRET = {"cache-control": "no-store"}
 _BY_HAND = "by a key of its tenant"
 _MOST_CHARS = 64  # of a name or a time in a query
 
 
 @router.post(PATH, status_code=201)
 async def create_webhook(
-    request: Request, state: StateDep, holder: WebhooksDep, wanted: WebhookCreate
+    request: Request, response: Response, state: StateDep, holder: WebhooksDep, wanted: WebhookCreate
 ) -> WebhookSecret:
     """Registers an endpoint. The answer has its secret, this once: deliveries are signed with it."""
+    response.headers.update(_SECRET)
     mark = mark_of(request, holder.tenant_id, await request.body())
     return await run_in_threadpool(_create, state, holder, wanted, mark)
 
@@ -78,8 +80,9 @@ def test_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> Deliv
 
 
 @router.post(f"{PATH}/{{webhook_id}}/rotate")
-def rotate_secret(state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookSecret:
+def rotate_secret(response: Response, state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookSecret:
     """Gives it a new secret, which the answer has, this once. For 24 hours deliveries are signed with both."""
+    response.headers.update(_SECRET)
     found = _changeable(state, holder, webhook_id)
     made = endpoints.rotate(state.store, found.id, new_secret(), tenant_id=holder.tenant_id)
     return WebhookSecret.of(made, secret=made.secret)
@@ -186,7 +189,7 @@ def redeliver(state: StateDep, holder: WebhooksDep, wanted: RedeliveryCreate) ->
 
 def _create(state: State, holder: Holder, wanted: WebhookCreate, mark: Mark | None) -> WebhookSecret:
     if (made_before := idempotency.find(state.store, mark)) is not None:
-        made = endpoints.find(state.store, made_before, tenant_id=holder.tenant_id)
+        made = _changeable(state, holder, public(endpoints.KIND, made_before))
         return WebhookSecret.of(made, secret=made.secret)
     _check_url(state, wanted.url)
     events = read_events(wanted.events)
@@ -202,7 +205,7 @@ def _create(state: State, holder: Holder, wanted: WebhookCreate, mark: Mark | No
     try:
         made = endpoints.add(state.store, new, mark=mark)
     except AlreadyMadeError as known:
-        made = endpoints.find(state.store, known.subject_id, tenant_id=holder.tenant_id)
+        made = _changeable(state, holder, public(endpoints.KIND, known.subject_id))
     return WebhookSecret.of(made, secret=made.secret)
 
 

@@ -66,7 +66,6 @@ class Receiver(BaseHTTPRequestHandler):
 
     def answer(self, status: int) -> None:
         self.send_response(status)
-        self.send_header("content-length", "0")
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:

@@ -159,6 +159,13 @@ def test_a_repeated_request_makes_one(client: TestClient) -> None:
     error_of(client.post("/v1/webhooks", headers=once["headers"], json={"url": f"{HOOK}/2"}), 409)
 
 
+def test_a_repeated_request_tells_a_lesser_key_no_secret(client: TestClient, store: Store) -> None:
+    once = {"idempotency-key": "once"}
+    made = client.post("/v1/webhooks", json={"url": HOOK}, headers=key(store, "ty_measures", *Scope) | once)
+    assert (made.status_code, made.json()["fleet"], made.headers["cache-control"]) == (201, True, "no-store")
+    error_of(client.post("/v1/webhooks", json={"url": HOOK}, headers=once), 403)
+
+
 def test_what_is_no_tenants_is_told_to_keys_that_may_measure(client: TestClient, store: Store) -> None:
     measuring = key(store, "ty_measures", *Scope)
     for events, fleet in (([], True), (["benchmark.regressed"], True), (["job.failed"], False)):

@@ -130,8 +130,7 @@ class Receiver:
                     return
                 body = self.rfile.read(int(length))
                 receiver._take({name.lower(): value for name, value in self.headers.items()}, body)
-                self.send_response(receiver._status)
-                self.send_header("content-length", "0")
+                self.send_response(receiver._status)  # and no body, whose end this connection's is
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
