@@ -53,9 +53,7 @@ def list_endpoints(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL) ->
 
 @cli.command()
 def show(
-    which: Annotated[
-        str, typer.Argument(help="An endpoint, such as webhook_7, or a delivery, such as delivery_42.")
-    ],
+    which: Annotated[str, typer.Argument(help="An endpoint, such as webhook_7, or a delivery, such as delivery_42.")],
     as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
 ) -> None:
