@@ -30,6 +30,7 @@ from api import (
     prometheus,
     quotes,
     route,
+    webhooks,
 )
 from api.body_limit import BodyLimit
 from api.files import MULTIPART_BYTES
@@ -45,8 +46,8 @@ from tieryard.requests.quote import QuoteCreate
 from tieryard.settings import Settings
 
 _PARTS = (
-    calls, jobs, outcomes, files, batches, quotes, costs, benchmarks, budgets, golden, models, route, health,
-    prometheus,
+    calls, jobs, outcomes, files, batches, quotes, costs, benchmarks, budgets, golden, models, route, webhooks,
+    health, prometheus,
 )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 def _methods_at(request: Request) -> set[str]:
     """All methods of a path; Starlette names those of the first route that has it."""
     app: FastAPI = request.app
-    asked = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "POST", "PUT")}
+    asked = {method: {**request.scope, "method": method} for method in ("DELETE", "GET", "PATCH", "POST", "PUT")}
     return {m for m, scope in asked.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)}
 
 
@@ -143,7 +144,7 @@ BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
 )  # fmt: skip
 
 
-_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH, golden.PATH)
+_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH, golden.PATH, *webhooks.MAKE_NOTHING)
 """Or, of a golden set, the same thing however often it is sent."""
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",

@@ -23,6 +23,7 @@ from tieryard.errors import MetricsAwayError
 from tieryard.metrics import Live
 from tieryard.routing import Measured, Profile
 from tieryard.snapshots import step_back
+from tieryard.store.lanes import Owing
 
 router = APIRouter(tags=["metrics"], responses=ERRORS)
 
@@ -57,6 +58,7 @@ class Scrape:
         yield from _families(_OF_CANDIDATES, ["deployment", "category"], self._candidates())
         yield from _families(_OF_QUOTES, ["figure"], {(name,): found for name, found in self.live.quote_errors.items()})
         yield from _families(_QUOTE_ERROR, ["figure", "quantile"], self._quote_errors())
+        yield from _families(_OF_CALLBACKS, [], {} if self.live.owing is None else {(): self.live.owing})
         yield from _families(_OF_THE_FLEET, [], {(): self})
 
     def _quote_errors(self) -> dict[tuple[str, ...], float]:
@@ -171,6 +173,14 @@ _OF_QUOTES: tuple[_Figure[dict[str, float]], ...] = (
 )
 _QUOTE_ERROR: tuple[_Figure[float], ...] = (
     _Figure("tieryard_quote_error", "Actual over expected, of batches that were completed.", lambda ratio: ratio),
+)
+_OF_CALLBACKS: tuple[_Figure[Owing], ...] = (
+    _Figure("tieryard_callbacks_owed", "Deliveries that are not settled, and events without any.", lambda o: o.owed),
+    _Figure("tieryard_callbacks_oldest_seconds", "Age of the oldest that is owed.", lambda o: o.oldest_s),
+    _Figure(
+        "tieryard_callback_lanes_failing", "Receivers that fail, and are owed something.", lambda o: o.failing_lanes
+    ),
+    _Figure("tieryard_webhooks_disabled", "Endpoints that are disabled.", lambda o: o.disabled_endpoints),
 )
 _OF_THE_FLEET: tuple[_Figure[Scrape], ...] = (
     _Figure("tieryard_explored_usd", "What exploring has cost on this day, in UTC.", lambda s: s.live.explored_usd),

@@ -28,6 +28,7 @@ from tieryard.engines.load import Load, load_from
 from tieryard.profiles import Mark, Observed, Profiles
 from tieryard.routing import Measured, Profile
 from tieryard.routing.trials import NO_TRIALS, Trials
+from tieryard.store.lanes import Owing
 
 _FRESH_S = 5.0
 _SERVED, _ARRIVED = "served", "arrived"  # by deployment: when it served last, and since when without a gap
@@ -35,6 +36,8 @@ _NEEDED = "needed_tps"
 _STEP_BACK = "stepped_back"
 _QUOTES = "quote_errors"
 _QUOTES_KEPT_S = 3600
+_OWING = "callbacks_owing"
+_OWING_KEPT_S = 60
 
 # ARGV: the gauge's field and JSON, to which its time is added; its deployment, if it serves; how long none may be
 # heard of before it has arrived anew.
@@ -124,6 +127,8 @@ class Live:
     breakers: dict[str, Breaker] = field(default_factory=dict)
     at: float = 0.0
     quote_errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    owing: Owing | None = None
+    """What callbacks are owed, None where no callback worker has said it for a minute."""
 
 
 class Metrics:
@@ -230,6 +235,10 @@ class Metrics:
         """By figure, how far quotes of the last days were off, in the place of what was."""
         self._redis.set(_QUOTES, orjson.dumps(found), ex=_QUOTES_KEPT_S)
 
+    def publish_owing(self, found: Owing) -> None:
+        """What callbacks are owed, in the place of what was."""
+        self._redis.set(_OWING, orjson.dumps(found), ex=_OWING_KEPT_S)
+
     def breaker(self, deployment: str, catalog: Catalog) -> Breaker:
         """A deployment's circuit breaker, with the refusals of its provider."""
         return self._breakers.tell(deployment, catalog.routing.breaker)
@@ -260,8 +269,9 @@ class Metrics:
             pipe.hgetall(_STEP_BACK)
             trials.ask(pipe)
             pipe.get(_QUOTES)
+            pipe.get(_OWING)
             pipe.time()
-            *answers, served, needed, explored, step_back, told, quoted, at = pipe.execute()
+            *answers, served, needed, explored, step_back, told, quoted, owing, at = pipe.execute()
         now = _seconds(at)
         stale_before = now - catalog.routing.stale_after.total_seconds()
         awaited_since = now - catalog.routing.wait_for.total_seconds()
@@ -281,7 +291,8 @@ class Metrics:
         why = {model.decode(): said.decode() for model, said in step_back.items()}
         tps, explored_usd = orjson.loads(needed or b"{}"), float(explored or 0.0)
         off = orjson.loads(quoted or b"{}")
-        return Live(gauges, measured, replicas, tps, explored_usd, why, trials.read(told), broken, now, off)
+        owed = Owing(**orjson.loads(owing)) if owing else None
+        return Live(gauges, measured, replicas, tps, explored_usd, why, trials.read(told), broken, now, off, owed)
 
 
 _Gauges = dict[str, dict[str, Any]]

@@ -20,13 +20,23 @@ def _webhook_secret(value: SecretStr | None) -> SecretStr | None:
     """Standard Webhooks' form, so that a wrong one is refused at start and not at the first delivery."""
     if value is None:
         return None
-    prefix, _, encoded = value.get_secret_value().partition("_")
+    found = value.get_secret_value().split()
+    if not 1 <= len(found) <= 2 or not all(map(_is_webhook_secret, found)):
+        raise ValueError("expected whsec_ and the base64 of 24 bytes or more; or two such, the newer first")
+    return value
+
+
+def _is_webhook_secret(text: str) -> bool:
+    prefix, _, encoded = text.partition("_")
     try:
-        length = len(b64decode(encoded, validate=True)) if prefix == "whsec" else 0
+        return prefix == "whsec" and len(b64decode(encoded, validate=True)) >= 24
     except ValueError:
-        length = 0
-    if length < 24:
-        raise ValueError("expected whsec_ and the base64 of 24 bytes or more")
+        return False
+
+
+def _public_url(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("https://", "http://")):
+        raise ValueError("expected https://… or http://…")
     return value
 
 
@@ -41,13 +51,25 @@ class Settings(BaseSettings):
         default=None, description="A key that the tenant `default` has: added at every start, unless it exists."
     )
     webhook_secret: Annotated[SecretStr | None, AfterValidator(_webhook_secret)] = Field(
-        default=None, description="`whsec_…`, signs callbacks. Without it jobs with a callback_url are refused."
+        default=None,
+        description="`whsec_…`, signs what goes to a callback_url; without it jobs with one are refused. While it is "
+        "changed, two with a space between them, the newer first.",
+    )
+    public_url: Annotated[str | None, AfterValidator(_public_url)] = Field(
+        default=None, description="Where callers reach the API, for the links in callbacks. Without it they are paths."
     )
     cache_dir: Path = Field(
         default_factory=lambda: Path.home() / ".cache" / "tieryard", description="Converted tokenizers are kept here."
     )
     webhook_allow_private: bool = Field(
         default=False, description="Deliver callbacks to private and loopback addresses (development only)."
+    )
+    webhook_timeout_s: float = Field(default=15.0, gt=0, le=30, description="For one attempt, all of it.")
+    webhook_retry_first_s: float = Field(
+        default=5.0, gt=0, le=3600, description="Before the second attempt; the waits triple, to 12 hours."
+    )
+    deliveries_kept_days: float = Field(
+        default=30.0, ge=4, description="Settled deliveries and their attempts can be looked at for so long."
     )
     engine_key: SecretStr | None = Field(default=None, description="Bearer key sent to attached engines.")
 

@@ -60,10 +60,17 @@ class Fleet:
     """`with Fleet(...) as fleet:` starts it; leaving the block stops it, finishing what is in flight."""
 
     def __init__(
-        self, data_dir: Path, *, port: int, catalog: Path | None = None, say: Callable[[str], None] = lambda _: None
+        self,
+        data_dir: Path,
+        *,
+        port: int,
+        catalog: Path | None = None,
+        local_callbacks: bool = False,
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self._port = port
+        self._local_callbacks = local_callbacks
         self._say = say
         self.data_dir = data_dir.resolve()
         self._given_catalog = catalog
@@ -244,6 +251,8 @@ class Fleet:
 
     def _environment(self, catalog: Path) -> dict[str, str]:
         given = {k: v for k, v in os.environ.items() if k != "TIERYARD_API_KEY"}
+        if self._local_callbacks:
+            given["TIERYARD_WEBHOOK_ALLOW_PRIVATE"] = "true"
         return {
             **given,
             "TIERYARD_DATABASE_URL": self.database_url,

@@ -70,6 +70,7 @@ class Event(StrEnum):
     BUDGET_OVERRUN = "budget.overrun"
     CALLBACK_SENT = "callback.sent"
     CALLBACK_FAILED = "callback.failed"
+    WEBHOOK_DISABLED = "webhook.disabled"
 
 
 def configure(*, json: bool = True, level: str = "info") -> None:

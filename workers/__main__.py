@@ -106,11 +106,12 @@ def served_by(catalog: Catalog, deployment: str) -> list[str]:
 @cli.command()
 def callback() -> None:
     """Delivers signed callbacks from the outbox."""
-    from workers.callback import deliver_due
+    from workers.callback import Callbacks
 
     yard = Yard("callback", load_settings(), consume=[CALLBACKS])
-    yard.task(CALLBACKS, lambda: deliver_due(yard))
-    yard.consume(concurrency=8)
+    callbacks = Callbacks(yard)
+    yard.task(CALLBACKS, callbacks.wake)
+    yard.consume(started=lambda _: callbacks.start(), stopping=callbacks.stop)
 
 
 @cli.command()

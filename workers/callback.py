@@ -1,63 +1,216 @@
-"""Receives a nudge that callbacks are owed. Takes due rows of the outbox, one after another.
-Delivers each, signed, to an address that was checked, and writes down how it went.
-Next: a delivered row is settled; a failed one waits for its next attempt, and beat's tick finds it."""
+"""Receives nudges that something is owed. Makes deliveries of what happened, takes of what is due a few from each lane,
+signs and sends them, many at once, and writes down how each attempt went.
+Next: a delivered one is settled; a failed one waits until it is due again, and so do those of a lane that rests."""
 
 from __future__ import annotations
 
-from tieryard import webhooks
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import psycopg
+import redis
+
+from tieryard import telemetry
+from tieryard.errors import StoreError
 from tieryard.ids import public
-from tieryard.store import outbox
-from tieryard.store.outbox import Owed
+from tieryard.store import deliveries, endpoints, lanes, outbox
+from tieryard.store.deliveries import Due, Tried
+from tieryard.store.lanes import LaneRow
 from tieryard.telemetry import Event
-from tieryard.webhooks import DeliveryError, ForbiddenAddressError
+from tieryard.webhooks.addresses import ForbiddenAddressError, read_url
+from tieryard.webhooks.backoff import DISABLED_AFTER_S
+from tieryard.webhooks.fairness import Slots, Waiting
+from tieryard.webhooks.sending import Sender
+from workers.delivering import Desk, deliver
 from workers.yard import Yard
 
-
-def deliver_due(yard: Yard) -> int:
-    """Delivers one row after another until none is due: how many were tried."""
-    tried = 0
-    while owed := outbox.take_due(yard.store, most=1):
-        deliver_one(yard, owed[0])
-        tried += 1
-    return tried
+_LOOK_S = 0.5  # where no nudge came: rescue and budgets send none
+_LEAST_PAUSE_S = 0.005  # in which several attempts may end, and be written down together
+_AGAIN_S = 1.0  # after a failure of ours
+_TELL_S = 5.0
+_FORGET_S = 30.0
+_NO_LANE = "invalid"  # what callback addresses that cannot be read are kept apart as
 
 
-def deliver_one(yard: Yard, owed: Owed) -> None:
-    """One attempt. The message's id is the outbox row's, the same at every attempt."""
-    secret = yard.settings.webhook_secret
-    status, error, wait_s = None, None, None
+class Callbacks:
+    """Of one process. Its loop has a thread of its own; what it asks of the store is asked from another, one question
+    after the other, so that `_round` and what it touches need no lock."""
+
+    def __init__(self, yard: Yard, *, sender: Sender | None = None) -> None:
+        self._yard = yard
+        self._desk = Desk.of(yard.settings)
+        self._sender = sender or Sender(
+            allow_private=yard.settings.webhook_allow_private, timeout_s=yard.settings.webhook_timeout_s
+        )
+        self._hold_s = 2 * yard.settings.webhook_timeout_s + 15
+        self._slots = Slots()
+        self._done: deque[Tried] = deque()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._told_at = self._forgot_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._awake = asyncio.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="callbacks")
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something is owed. From any thread."""
+        if self._loop is not None and not self._stopping:
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    def stop(self) -> None:
+        """Takes no more, and lets what is on its way end."""
+        self.wake()
+        self._stopping = True
+        if self._thread.is_alive():
+            self._thread.join()
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        while not self._stopping:
+            began = time.monotonic()
+            due, pause_s = await asyncio.to_thread(self._guarded_round)
+            for one in due:
+                task = asyncio.create_task(self._send(one))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
+            # Half of the time at the most is spent on looking, however many lanes there are.
+            await asyncio.sleep(max(_LEAST_PAUSE_S, time.monotonic() - began))
+            await self._sleep(pause_s)
+        if self._sending:
+            await asyncio.wait(self._sending)
+        await asyncio.to_thread(self._write_down)
+        await self._sender.close()
+
+    async def _sleep(self, pause_s: float) -> None:
+        """Until something is owed, due, or done."""
+        try:
+            async with asyncio.timeout(pause_s):
+                await self._awake.wait()
+        except TimeoutError:
+            pass
+        self._awake.clear()
+
+    async def _send(self, due: Due) -> None:
+        self._done.append(await deliver(due, self._sender, self._desk))
+        self._awake.set()
+
+    def _guarded_round(self) -> tuple[list[Due], float]:
+        try:
+            return self._round()
+        except StoreError as error:
+            self._yard.log.warning(Event.STORE_AWAY, error=str(error)[:200])
+        except Exception as error:
+            self._yard.log.error(Event.TASK_FAILED, task="callbacks", **telemetry.fault(error))
+        return [], _AGAIN_S
+
+    def _round(self) -> tuple[list[Due], float]:
+        """What is to be sent now, and for how long there will be nothing more unless something happens."""
+        self._write_down()
+        self._look_after()
+        self._fan_out()
+        with self._yard.store.transaction() as connection:
+            waiting = lanes.waiting(connection)
+            shares = self._slots.share_out(_turns(waiting))
+            due = deliveries.take(connection, shares, hold_s=self._hold_s)
+        for one in due:
+            self._slots.took(one.lane_id)
+        self._slots.forget(lane.lane_id for lane in waiting)
+        later = [lane.due_in_s for lane in waiting if lane.due_in_s > 0]
+        return due, min([*later, _LOOK_S])
+
+    def _write_down(self) -> None:
+        """Attempts that have ended. Each gives its slot back once it is written: until then its lane is not asked."""
+        tried = [self._done[n] for n in range(len(self._done))]
+        if not tried:
+            return
+        self._record(tried)
+        for one in tried:
+            self._done.popleft()
+            self._slots.gave_back(one.due.lane_id)
+            self._log(one)
+        self._disable(tried)
+
+    def _record(self, tried: Sequence[Tried]) -> None:
+        """In one transaction; where one of them cannot be written, one by one, and that one is tried again later."""
+        try:
+            with self._yard.store.transaction() as connection:
+                deliveries.record(connection, tried)
+        except psycopg.Error as error:
+            if len(tried) == 1:
+                self._yard.log.error(Event.TASK_FAILED, task="callbacks", **telemetry.fault(error))
+                return
+            for one in tried:
+                self._record([one])
+
+    def _disable(self, tried: Sequence[Tried]) -> None:
+        """Endpoints that said they are gone, and those that have failed for days."""
+        failed = [one for one in tried if one.due.endpoint_id is not None and one.error is not None and one.counts]
+        if not failed:
+            return
+        gone = {one.due.endpoint_id for one in failed if one.status == 410}
+        with self._yard.store.transaction() as connection:
+            asked = [one.due.endpoint_id for one in failed if one.due.endpoint_id is not None]
+            hopeless = deliveries.hopeless(connection, asked, after_s=DISABLED_AFTER_S)
+            for endpoint_id in sorted({*hopeless, *(n for n in gone if n is not None)}):
+                days = round(DISABLED_AFTER_S / 86_400)
+                why = "it answered 410 (gone)" if endpoint_id in gone else f"it failed for {days} days"
+                if endpoints.disable(connection, endpoint_id, why):
+                    self._yard.log.warning(Event.WEBHOOK_DISABLED, endpoint=public("webhook", endpoint_id), why=why)
+
+    def _fan_out(self) -> None:
+        more = True
+        while more:
+            with self._yard.store.transaction() as connection:
+                _, more = outbox.fan_out(connection, _origin)
+
+    def _look_after(self) -> None:
+        """Now and then: operators are told what is owed, and what is old is let go."""
+        now = time.monotonic()
+        if now - self._told_at > _TELL_S:
+            self._told_at = now
+            with self._yard.store.transaction() as connection:
+                owing = lanes.owing(connection)
+            try:
+                self._yard.metrics.publish_owing(owing)
+            except redis.RedisError as error:
+                self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
+        if now - self._forgot_at > _FORGET_S:
+            self._forgot_at = now
+            with self._yard.store.transaction() as connection:
+                outbox.forget(connection, kept_days=self._yard.settings.deliveries_kept_days)
+
+    def _log(self, one: Tried) -> None:
+        due = one.due
+        fields = {
+            "delivery": public("delivery", due.id),
+            "event_type": due.event,
+            "attempt": due.attempt,
+            "status": one.status,
+            "latency_ms": None if one.latency_ms is None else round(one.latency_ms),
+        }
+        if due.endpoint_id is not None:
+            fields["endpoint"] = public("webhook", due.endpoint_id)
+        if one.error is None:
+            self._yard.log.info(Event.CALLBACK_SENT, **fields)
+        else:
+            again_in_s = None if one.retry_in_s is None else round(one.retry_in_s, 1)
+            self._yard.log.warning(Event.CALLBACK_FAILED, **fields, error=one.error[:200], again_in_s=again_in_s)
+
+
+def _turns(waiting: Sequence[LaneRow]) -> list[Waiting]:
+    """Lanes that may be sent something now."""
+    return [Waiting(lane.lane_id, lane.failures, lane.steady) for lane in waiting if lane.due_in_s <= 0]
+
+
+def _origin(url: str) -> str:
+    """The server that a callback address is at."""
     try:
-        if secret is None:
-            raise ForbiddenAddressError("TIERYARD_WEBHOOK_SECRET is not set")
-        status = webhooks.deliver(
-            owed.url,
-            message_id=public("msg", owed.id),
-            payload=_payload(owed),
-            secret=secret.get_secret_value(),
-            allow_private=yard.settings.webhook_allow_private,
-        )
-    except ForbiddenAddressError as refused:
-        error = str(refused)
-    except DeliveryError as failed:
-        status, error = failed.status, str(failed)
-        wait_s = None if failed.gone else webhooks.next_wait_s(owed.attempt, failed.retry_after_s)
-    except Exception as fault:  # one address that trips us must not be tried every minute for ever
-        error, wait_s = f"{type(fault).__name__} while delivering", webhooks.next_wait_s(owed.attempt)
-    outbox.settle(yard.store, owed.id, status=status, error=error, retry_in_s=wait_s)
-    if error is None:
-        yard.log.info(Event.CALLBACK_SENT, outbox=owed.id, attempt=owed.attempt)
-    else:
-        yard.log.warning(
-            Event.CALLBACK_FAILED, outbox=owed.id, attempt=owed.attempt, error=error[:200], again_in_s=wait_s
-        )
-
-
-def _payload(owed: Owed) -> dict[str, object]:
-    """Thin: what happened to which job or batch; the receiver reads the rest with its key. What would have changed by
-    then is told."""
-    kind = owed.event.partition(".")[0]
-    return {
-        "type": owed.event,
-        "timestamp": owed.created_at.isoformat(),
-        "data": {"id": public(kind, owed.subject_id), **(owed.data or {})},
-    }
+        return read_url(url).origin
+    except ForbiddenAddressError:
+        return _NO_LANE

@@ -40,7 +40,7 @@ from schemathesis.config import SchemathesisConfig
 from api.app import create_app
 from tests.gateway import gateway
 from tests.integration.test_batches_api import BAD, line
-from tests.integration.test_leaks import CATALOG, KINDS, A, Fleet, furnished, publish_engines
+from tests.integration.test_leaks import CATALOG, TABLES, A, Fleet, furnished, publish_engines
 from tests.integration.trials import quality_run
 from tieryard.catalog import load_catalog
 from tieryard.embedded import EmbeddedPostgres, EmbeddedValkey
@@ -60,7 +60,7 @@ CHECKS = [
 ]
 _EXAMPLES = 30
 _PLACES = 12
-_OF_STORE = (*KINDS, "benchmark", "budget", "key")
+_OF_STORE = (*TABLES, "benchmark", "budget", "key")
 
 # Names that random text would never hit. Ids stand in until there is a store that has some.
 _KNOWN = {
@@ -73,6 +73,8 @@ _KNOWN = {
     "window": ["1h", "90s"],
     "month": ["2026-01", "2026-13"],
     "tenant": ["tests", "b", "tieryard-rent", "\x00"],
+    "since": ["24h", "2026-11-22T08:00:00Z", "7d", "soon"],
+    "event": ["job.completed", "webhook.test", "\x00"],
     "group_by": ["day,deployment", "tenant,key,batch", "kind", "tier"],
 }
 _WHERE = {
@@ -83,10 +85,18 @@ _WHERE = {
     "path.quote_id": "quote",
     "path.budget_id": "budget",
     "path.month": "month",
+    "path.webhook_id": "webhook",
+    "path.delivery_id": "delivery",
     "path.name": "golden",
     "path.model": "model",
     "query.batch": "batch",
     "query.tier": "tier",
+    "query.webhook": "webhook",
+    "query.event": "event",
+    "body.webhook": "webhook",
+    "body.delivery": "delivery",
+    "body.event": "event",
+    "body.since": "since",
     "query.deployment": "deployment",
     "query.name": "golden",
     "query.quote_id": "quote",
@@ -179,7 +189,7 @@ def _measure(fleet: Fleet) -> None:
 @pytest.fixture(scope="module")
 def ids(fleet: Fleet) -> dict[str, str]:
     """The id that each stand-in is for: some of all ages; every third job has an answer, which can be scored."""
-    found = {kind: fleet.ids(kind) for kind in (*KINDS, "budget")}
+    found = {kind: fleet.ids(kind) for kind in (*TABLES, "budget")}
     found["key"] = fleet.ids("api_key")
     found["benchmark"] = [row[0] for row in fleet.store.fetch("SELECT id FROM benchmark ORDER BY id")]
     made = {

@@ -13,18 +13,20 @@ from typing import Any
 
 import httpx
 import openai
+import orjson
 import pytest
 from fastapi.testclient import TestClient
 
 from api.app import create_app
 from tests import factories as make
 from tests.gateway import KEY, Gateway
+from tests.integration.receivers import fan_out, take
 from tieryard.requests import parse_job
 from tieryard.settings import Settings
 from tieryard.store import Store, budgeted, budgets, keys
 from tieryard.store.budgets import BudgetRow, Wanted
 from tieryard.store.keys import Scope
-from workers.callback import deliver_due
+from tieryard.webhooks.payloads import payload
 from workers.expand import expand_all
 from workers.rescue import sweep
 from workers.yard import Yard
@@ -301,11 +303,7 @@ def test_what_is_refused_by_its_field(
 # From rescue to the owner's ear
 
 
-def test_rescue_settles_and_the_owner_is_told(
-    client: TestClient, store: Store, open_yard: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[dict[str, Any]] = []
-    monkeypatch.setattr("tieryard.webhooks.deliver", lambda url, **told: heard.append({"url": url, **told}) or 204)
+def test_rescue_settles_and_the_owner_is_told(client: TestClient, store: Store, open_yard: Any) -> None:
     worst = worst_of(client, store, JOB)
     row = put(store, 2 * worst, alert_url="https://hooks.example.com/money")
     store.fetch(
@@ -317,9 +315,9 @@ def test_rescue_settles_and_the_owner_is_told(
     yard: Yard = open_yard("rescue")
     sweep(yard)
     assert now_of(store) == (worst, 0)
-    assert deliver_due(yard) == 1
-    [message] = heard
-    assert message["payload"]["type"] == "budget.threshold"
-    told = message["payload"]["data"]
+    assert fan_out(store) == 1
+    [due] = take(store)
+    assert (due.url, due.event) == ("https://hooks.example.com/money", "budget.threshold")
+    told = orjson.loads(payload(due.event, due.subject_id, at=due.created_at, data=due.data))["data"]
     assert (told["id"], told["tenant"], told["mark"]) == (f"budget_{row.id}", "tests", 50)
     assert Decimal(told["spent_usd"]) == worst

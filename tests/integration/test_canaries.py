@@ -12,6 +12,7 @@ import pytest
 
 from api.shapes import DecisionPublic
 from tests import factories as make
+from tests.integration.receivers import fan_out, take
 from tests.integration.test_cli import Run, here, run
 from tests.integration.trials import CATALOG
 from tieryard.catalog import Catalog
@@ -19,7 +20,7 @@ from tieryard.metrics import Gauge
 from tieryard.routing import JobFeatures, Snapshot, decide
 from tieryard.routing.trials import Canary
 from tieryard.settings import Settings
-from tieryard.store import Store, catalogs, outbox, reads, trials
+from tieryard.store import Store, catalogs, reads, trials
 from tieryard.store.leader import lead
 from workers.classify import Classifier
 from workers.rescue import EPOCH
@@ -170,7 +171,8 @@ def test_one_that_fails_is_ended_and_told_of(yard: Yard, store: Store, said: Sai
     assert yard.metrics.read(yard.catalog).trials.canaries == (), "deciders hear of it at once"
     [fields] = [fields for event, fields in said if event == "canary.ended"]
     assert (fields["deployment"], fields["serving"], fields["breached"], fields["why"]) == ("awq", "big", True, why)
-    [owed] = outbox.take_due(store)
+    assert fan_out(store) == 1
+    [owed] = take(store)
     assert (owed.event, owed.url) == ("canary.ended", HOOK)
 
 

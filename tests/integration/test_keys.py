@@ -77,7 +77,7 @@ def test_a_key_has_all_scopes_and_no_limits_unless_told(store: Store) -> None:
     assert keys.add_key(store, "ty_a", tenant="t", name="a")
     assert not keys.add_key(store, "ty_a", tenant="t", name="again")
     holder = keys.holder_of(store, "ty_a")
-    assert holder.scopes == {"infer", "batch", "read"}
+    assert holder.scopes == {"infer", "batch", "read", "webhooks"}
     assert (holder.requests_per_minute, holder.tokens_per_minute) == (None, None)
     keys.add_key(
         store, "ty_b", tenant="t", name="b", scopes=[Scope.READ, Scope.READ], requests_per_minute=5, tokens_per_minute=9

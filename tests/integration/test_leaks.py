@@ -25,6 +25,7 @@ from tests import factories as make
 from tests.conftest import eventually
 from tests.integration.test_api import serving
 from tests.integration.test_batches_api import CHAT, House, line
+from tests.integration.webhook_log import owe_deliveries
 from tieryard.catalog import Catalog
 from tieryard.ids import internal, public
 from tieryard.job import State
@@ -49,6 +50,8 @@ B_OPERATES = {"authorization": "Bearer ty_b_operates"}
 NEVER = 999_999_999
 """A number that nothing has."""
 KINDS = ("job", "batch", "file", "quote")
+TABLES = {**{kind: kind for kind in KINDS}, "webhook": "webhook_endpoint", "delivery": "delivery"}
+"""Where a tenant's own things are, by the kind of their ids."""
 
 CATALOG = """
 version: 1
@@ -202,6 +205,23 @@ ROUTES = {
     "GET /v1/golden_sets": Attack(Scope.BENCHMARK),
     "GET /v1/golden_sets/{name}": Attack(Scope.BENCHMARK, kind="golden_set", path={200, 404}),  # B may call its own so
     "POST /v1/route": Attack(Scope.INFER, body=_json(prompt="mine")),
+    "POST /v1/webhooks": Attack(Scope.WEBHOOKS, body=_json(url="https://hooks.example.com/mine")),
+    "GET /v1/webhooks": Attack(Scope.READ),
+    "GET /v1/webhooks/{webhook_id}": Attack(Scope.READ, kind="webhook"),
+    "PATCH /v1/webhooks/{webhook_id}": Attack(Scope.WEBHOOKS, kind="webhook", body=_json(events=["job.expired"])),
+    "DELETE /v1/webhooks/{webhook_id}": Attack(Scope.WEBHOOKS, kind="webhook"),
+    "POST /v1/webhooks/{webhook_id}/rotate": Attack(Scope.WEBHOOKS, kind="webhook"),
+    "POST /v1/webhooks/{webhook_id}/enable": Attack(Scope.WEBHOOKS, kind="webhook"),
+    "POST /v1/webhooks/{webhook_id}/disable": Attack(Scope.WEBHOOKS, kind="webhook"),
+    "POST /v1/webhooks/{webhook_id}/test": Attack(Scope.WEBHOOKS, kind="webhook"),
+    "GET /v1/deliveries": Attack(Scope.READ, query={"webhook": {404}, **_PAGE}),
+    "GET /v1/deliveries/{delivery_id}": Attack(Scope.READ, kind="delivery"),
+    "POST /v1/redeliveries": Attack(
+        Scope.WEBHOOKS,
+        body=_json(since="30d", state="all"),
+        fields={"webhook": {404}, "delivery": {404}},
+        others={"delivery": _json()},
+    ),
     "GET /v1/models": Attack(ANY),
     "GET /v1/models/{model}": Attack(ANY, kind="model"),
     "GET /metrics": Attack(Scope.BENCHMARK),
@@ -209,7 +229,9 @@ ROUTES = {
     "GET /readyz": Attack(None),
 }
 V1 = {route: attack for route, attack in ROUTES.items() if attack.scope is not None}
-MAKES_NOTHING = {"POST /v1/route", "POST /v1/jobs/{job_id}/outcome"}
+MAKES_NOTHING = {
+    "POST /v1/route", "POST /v1/jobs/{job_id}/outcome", "PATCH /v1/webhooks/{webhook_id}", "POST /v1/redeliveries",
+}  # fmt: skip
 """That is, nothing that could be made twice."""
 UNDOCUMENTED = {
     f"{method} {path}" for path in ("/openapi.json", "/docs", "/docs/oauth2-redirect") for method in ("GET", "HEAD")
@@ -218,18 +240,23 @@ UNDOCUMENTED = {
 NO_IDS_OF_OURS = {"custom_id", "tool_call_id"}
 """Body members whose names end as ids' do: the caller's own names."""
 
-_TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch|a|b|key|tenant")
+_TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch|a|b|key|tenant|webhook|delivery")
 _ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|worker|tenant|benchmark|quote)_(\d+)")
 
 # What a tenant has, in every table: nothing of it may change.
 _OF_JOBS = "job_id IN (SELECT id FROM job WHERE tenant_id = %(tenant)s)"
 _OF_BUDGETS = "budget_id IN (SELECT id FROM budget WHERE tenant_id = %(tenant)s)"
-_TENANTS = ("api_key", "file", "batch", "job", "idempotency", "ledger", "outbox", "budget", "quote")
+_OF_DELIVERIES = "delivery_id IN (SELECT id FROM delivery WHERE tenant_id = %(tenant)s)"
+_TENANTS = (
+    "api_key", "file", "batch", "job", "idempotency", "ledger", "outbox", "budget", "quote", "webhook_endpoint",
+    "delivery_lane", "delivery",
+)  # fmt: skip
 OWNED = {
     "tenant": "id = %(tenant)s",
     **dict.fromkeys(_TENANTS, "tenant_id = %(tenant)s"),
     **dict.fromkeys(("budget_period", "reservation"), _OF_BUDGETS),
     **dict.fromkeys(("decision", "live_verdict", "outcome", "result", "timing"), _OF_JOBS),
+    "delivery_attempt": _OF_DELIVERIES,
     "shadow": f"of_{_OF_JOBS}",
     "line": "source_id IN (SELECT source_id FROM job WHERE tenant_id = %(tenant)s UNION SELECT source_id FROM batch "
     "WHERE tenant_id = %(tenant)s UNION SELECT id FROM file WHERE tenant_id = %(tenant)s)",
@@ -277,7 +304,7 @@ class Fleet:
         return found
 
     def ids(self, kind: str) -> list[int]:
-        statement = f"SELECT id FROM {kind} WHERE tenant_id = %(tenant)s ORDER BY id"
+        statement = f"SELECT id FROM {TABLES.get(kind, kind)} WHERE tenant_id = %(tenant)s ORDER BY id"
         return [row[0] for row in self.store.fetch(statement, {"tenant": self.tenant})]
 
     def attack(self, route: str, allowed: set[int] | None, *, sent: str = "", part: str, **kwargs: Any) -> None:
@@ -428,6 +455,15 @@ def furnish(fleet: Fleet) -> None:
     with store.transaction() as connection:
         assert len(quotes.settle(connection)) == 1
 
+    # Webhooks: one that works, with what was delivered to it, and one that is disabled.
+    events = {"events": ["job.completed", "batch.completed"], "description": SECRET}
+    works, off = (made("/v1/webhooks", f"webhook {i}", json={"url": f"{hook}/{i}", **events}) for i in range(2))
+    owe = owe_deliveries(store)
+    owe(works, n=2, outcome="delivered", attempts=[(204, None, SECRET)])
+    owe(None, url=hook, outcome="failed", attempts=[(500, SECRET, SECRET)])
+    assert client.post(f"/v1/webhooks/{off}/disable").json()["state"] == "disabled"
+    assert client.post(f"/v1/webhooks/{works}/test").json()["state"] == "pending"
+
     # What A pays for: its costs and its invoice name this.
     paid = f"UPDATE ledger SET deployment = '{SECRET}' WHERE tenant_id = %(tenant)s RETURNING job_id"
     assert store.fetch(paid, {"tenant": fleet.tenant})
@@ -436,7 +472,8 @@ def furnish(fleet: Fleet) -> None:
     found = "SELECT {} FROM {} WHERE tenant_id = %(tenant)s"
     rows = [row for at in columns for row in store.fetch(found.format(*at), {"tenant": fleet.tenant})]
     fleet.secrets = frozenset([shadow.id, *questions, *(number for [number] in rows)])
-    numbers = {kind: fleet.ids(table) for kind, table in (("key", "api_key"), ("budget", "budget"))}
+    tables = (("key", "api_key"), ("budget", "budget"), ("webhook", "webhook_endpoint"), ("delivery", "delivery"))
+    numbers = {kind: fleet.ids(table) for kind, table in tables}
     fleet.names = frozenset([A_NAME, *(public(kind, number) for kind in numbers for number in numbers[kind])])
     fleet.b_file = fleet.call("POST /v1/files", B).json()["id"]
     for path, body in (("jobs", {"prompt": "mine"}), ("jobs", [{"prompt": "mine"}]), ("quotes", [{"prompt": "mine"}])):
@@ -559,11 +596,12 @@ def test_what_is_anothers_and_what_is_not_there_look_alike(fleet: Fleet) -> None
         headers = {k: v for k, v in answer.headers.items() if k not in ("content-length", "x-request-id")}
         return answer.status_code, answer.text.replace(sent, "ID"), headers
 
-    tables = {kind: kind for kind in KINDS} | {"benchmark": "job", "key": "api_key"}
+    tables = TABLES | {"benchmark": "job", "key": "api_key"}
     theirs = {kind: [public(kind, number) for number in fleet.ids(table)] for kind, table in tables.items()}
     theirs["tenant"] = [A_NAME]
-    of_queries = {"quote_id": "quote", "batch": "batch", "tenant": "tenant"}
+    of_queries = {"quote_id": "quote", "batch": "batch", "tenant": "tenant", "webhook": "webhook"}
     of_bodies = {"input_file_id": "file", "a": "benchmark", f"metadata.{quotes.IN_METADATA}": "quote", "key": "key"}
+    of_bodies |= {"webhook": "webhook", "delivery": "delivery"}
     compared = Counter[str]()
     for route, attack in ROUTES.items():
         parts = [("path", attack.kind)] if attack.kind in theirs else []
@@ -585,15 +623,15 @@ def test_what_is_anothers_and_what_is_not_there_look_alike(fleet: Fleet) -> None
 def test_the_owner_does_see_and_change_all_of_that(fleet: Fleet) -> None:
     """Else the attack would prove nothing."""
     changing = [route for route in ROUTES if not route.startswith("GET")]
-    for route in sorted(ROUTES, key=lambda route: (route in changing, route)):
+    for route in sorted(ROUTES, key=lambda route: (route in changing, route.startswith("DELETE"), route)):
         kind = ROUTES[route].kind
-        if kind not in KINDS:
+        if kind not in TABLES:
             own = ROUTES[route].scope is Scope.READ or route == "GET /v1/budgets"
             assert not own or SECRET in fleet.call(route, A, part="nothing").text, route
             continue
         before = fleet.fingerprint()
         answers = [fleet.call(route, A, public(kind, number)) for number in fleet.ids(kind)]
-        assert 200 in {a.status_code for a in answers}, route
+        assert {200, 204} & {a.status_code for a in answers}, route
         told = not route.startswith("DELETE") and not route.endswith("/outcome")  # these answer with nothing of theirs
         assert any(SECRET in a.text for a in answers) or not told, route
         assert (fleet.fingerprint() != before) == (route in changing), route
@@ -629,11 +667,10 @@ def test_anothers_idempotency_key_is_a_key_like_any_other(fleet: Fleet, same: bo
         fleet.until_final()
         assert fleet.fingerprint() == before, route
         assert _made(theirs) != _made(mine), route
+        kind, _, number_of_mine = _made(mine).rpartition("_")
         [[owner]] = fleet.store.fetch(
-            "SELECT name FROM tenant WHERE id IN (SELECT tenant_id FROM job WHERE id = %(id)s UNION "
-            "SELECT tenant_id FROM batch WHERE id = %(id)s UNION SELECT tenant_id FROM file WHERE id = %(id)s UNION "
-            "SELECT tenant_id FROM quote WHERE id = %(id)s)",
-            {"id": _made(mine)},
+            f"SELECT name FROM tenant WHERE id = (SELECT tenant_id FROM {TABLES[kind]} WHERE id = %(id)s)",
+            {"id": int(number_of_mine)},
         )
         assert owner == "b", route
 
@@ -643,10 +680,9 @@ def test_anothers_idempotency_key_is_a_key_like_any_other(fleet: Fleet, same: bo
         assert fleet.fingerprint() == before, route
 
 
-def _made(answer: httpx.Response) -> int:
+def _made(answer: httpx.Response) -> str:
     """What a POST has made: a call says it in a header."""
-    made = answer.headers.get("x-tieryard-job") or answer.json()["id"]
-    return int(made.rpartition("_")[2])
+    return str(answer.headers.get("x-tieryard-job") or answer.json()["id"])
 
 
 # Keys
@@ -676,7 +712,7 @@ def test_no_route_answers_without_a_key_that_may(
     before = fleet.fingerprint()
     refused = 0
     for route, attack in V1.items():
-        sent = public(attack.kind, fleet.ids(attack.kind)[0]) if attack.kind in (*KINDS, "budget") else "auto"
+        sent = public(attack.kind, fleet.ids(attack.kind)[0]) if attack.kind in (*TABLES, "budget") else "auto"
         without = {"authorization": f"Bearer ty_not_{attack.scope}"}
         for who, status in [*strangers, (without, 403)] if attack.scope != ANY else strangers:
             answer = fleet.call(route, who, sent)

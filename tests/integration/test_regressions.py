@@ -13,15 +13,16 @@ import pytest
 
 from tests import factories as make
 from tests.conftest import eventually
+from tests.integration.receivers import delivering
 from tests.integration.test_infer import ScriptedEngine
-from tieryard import lease, webhooks
+from tieryard import lease
 from tieryard.admission import Admission
 from tieryard.errors import RequestError, StoreError
 from tieryard.routing import Measured, Snapshot
 from tieryard.settings import Settings
-from tieryard.store import batches, jobs, outbox
+from tieryard.store import batches, jobs
 from tieryard.store.leader import lead
-from workers import callback, expand
+from workers import expand
 from workers.classify import Classifier
 from workers.feed import Feeder
 from workers.infer import Inference
@@ -92,19 +93,18 @@ def test_a_suspect_that_waits_for_an_empty_engine_is_not_at_risk(
         yard.leave()
 
 
-def test_a_delivery_that_fails_unexpectedly_is_settled(
+def test_a_delivery_that_fails_unexpectedly_is_put_off(
     yard: Yard, tenant: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> int:
         raise ValueError("Port out of range 0-65535")
 
-    monkeypatch.setattr(webhooks, "deliver", broken)
+    monkeypatch.setattr("tieryard.webhooks.sending.check_url", broken)
     ids = make.save_jobs(yard.store, tenant, text=make.body(callback_url=make.HOOK), wants_callback=True)
     jobs.cancel(yard.store, ids, tenant_id=tenant)
-    with contextlib.suppress(ValueError):
-        callback.deliver_due(yard)
-    assert make.count(yard.store, "outbox", "last_error IS NOT NULL") == 1
-    assert outbox.take_due(yard.store) == []
+    with delivering(yard):
+        eventually(lambda: make.count(yard.store, "delivery", "last_error = 'ValueError while delivering'") == 1)
+    assert make.count(yard.store, "delivery", "next_at > now() + interval '3 s'") == 1
 
 
 def test_the_feeder_does_not_walk_over_what_has_finished(yard: Yard, tenant: int) -> None:

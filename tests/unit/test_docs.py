@@ -19,6 +19,7 @@ from tieryard import catalog, errors
 from tieryard.catalog import parse_catalog
 from tieryard.catalog.base import Strict
 from tieryard.cli.main import cli
+from tieryard.events import Told
 from tieryard.metrics import Gauge, Live
 from tieryard.requests import JobCreate
 from tieryard.routing import Profile
@@ -87,6 +88,10 @@ def test_the_settings() -> None:
 
 def test_the_events() -> None:
     assert rows(page("reference/logging.md")).keys() == {str(event) for event in Event}
+
+
+def test_what_webhooks_tell() -> None:
+    assert list(rows(section(page("reference/webhooks.md"), "Events"))) == list(Told)
 
 
 def test_the_figures() -> None:

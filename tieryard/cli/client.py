@@ -48,14 +48,22 @@ class Client:
     def post(self, path: str, **kwargs: Any) -> dict[str, Any]:
         return self._call("POST", path, **kwargs)
 
+    def patch(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return self._call("PATCH", path, **kwargs)
+
+    def delete(self, path: str) -> None:
+        self._call("DELETE", path)
+
     def _call(self, method: str, path: str, **kwargs: Any) -> dict[str, Any]:
-        """The answer's JSON. Raises a UserError that repeats what the API said."""
+        """The answer's JSON; empty where it has none (204). Raises a UserError that repeats what the API said."""
         try:
             headers = {**self._headers, **kwargs.pop("headers", {})}
             with httpx.Client(base_url=self._url, headers=headers, timeout=120, trust_env=False) as http:
                 answer = http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise TieryardError(f"no answer from {self._url}: {error}; is the fleet up?") from error
+        if answer.status_code == httpx.codes.NO_CONTENT:
+            return {}
         try:
             found: Any = answer.json()
         except ValueError:

@@ -27,6 +27,7 @@ from tieryard.cli import (
     submit,
     tenants,
     up,
+    webhooks,
 )
 from tieryard.errors import TieryardError, UserError
 
@@ -57,6 +58,7 @@ cli.add_typer(models.cli, name="models")
 cli.add_typer(money.cli, name="prices")
 cli.add_typer(costs.cli, name="costs")
 cli.add_typer(budgets.cli, name="budgets")
+cli.add_typer(webhooks.cli, name="webhooks")
 cli.add_typer(keys.cli, name="keys")
 cli.add_typer(tenants.cli, name="tenants")
 

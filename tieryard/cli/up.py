@@ -17,11 +17,15 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the API on 127.0.0.1.")] = 8000,
     data_dir: Annotated[Path, typer.Option(help="Where data, logs and the catalog are kept.")] = Path("tieryard-data"),
     catalog: Annotated[Path | None, typer.Option(help="A tieryard.yaml. Default: the data directory's own.")] = None,
+    local_callbacks: Annotated[
+        bool,
+        typer.Option("--local-callbacks", help="Callbacks may go to this machine and its network: to try them out."),
+    ] = False,
 ) -> None:
     """Runs the whole fleet on this machine until Ctrl-C: Postgres, Valkey, llama.cpp, API and workers."""
     from tieryard.supervisor import Fleet  # imports what only the `local` extra installs
 
-    fleet = Fleet(data_dir, port=port, catalog=catalog, say=typer.echo)
+    fleet = Fleet(data_dir, port=port, catalog=catalog, local_callbacks=local_callbacks, say=typer.echo)
 
     def stop(number: int, _: Any) -> None:
         if fleet.stopping.is_set():

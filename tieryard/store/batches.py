@@ -22,6 +22,7 @@ from tieryard.store.budgets import Need
 from tieryard.store.connection import Connection, Store
 from tieryard.store.idempotency import Mark
 from tieryard.store.schema import File
+from tieryard.store.telling import is_told
 
 _PART = 500  # lines that are reserved, and settled, together
 _MOST_BEHIND = 64  # jobs of a batch that is behind, released and not final
@@ -135,14 +136,14 @@ WITH ready AS (
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
     SELECT tenant_id, 'batch.' || outcome, id, callback_url FROM done
-    WHERE callback_url IS NOT NULL AND outcome IS NOT NULL
+    WHERE outcome IS NOT NULL AND (callback_url IS NOT NULL OR {told})
 )
 SELECT id, outcome IS NOT NULL FROM done
 """.replace(
     "{outcome}",
     "CASE WHEN b.cancelling_at IS NOT NULL THEN 'cancelled' WHEN counted.counts ? 'expired' THEN 'expired' "
     "ELSE 'completed' END",
-)
+).replace("{told}", is_told("'batch.' || outcome", tenant="done.tenant_id"))
 
 _TO_CLOSE = """
 SELECT id, tenant_id FROM batch WHERE finished_at IS NULL AND finalizing_at IS NOT NULL ORDER BY total
@@ -165,10 +166,10 @@ WITH ended AS (
     WHERE f.id IS NOT NULL
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT tenant_id, 'batch.' || outcome, id, callback_url FROM ended WHERE callback_url IS NOT NULL
+    SELECT tenant_id, 'batch.' || outcome, id, callback_url FROM ended WHERE callback_url IS NOT NULL OR {told}
 )
 SELECT outcome FROM ended
-"""
+""".replace("{told}", is_told("'batch.' || outcome", tenant="ended.tenant_id"))
 
 _CANCEL = """
 UPDATE batch SET cancelling_at = now()
@@ -180,7 +181,7 @@ _INSERT = """
 WITH owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
     SELECT %(tenant)s, 'batch.failed', %(id)s, %(callback)s
-    WHERE %(callback)s::text IS NOT NULL AND %(fault)s::text IS NOT NULL
+    WHERE %(fault)s::text IS NOT NULL AND (%(callback)s::text IS NOT NULL OR {told})
 )
 INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests, deadline, callback_url,
                    enqueued_tokens, api_key_id, endpoint, "window", metadata, reuse, output_expires_s, fault, outcome,
@@ -188,7 +189,7 @@ INSERT INTO batch (id, tenant_id, tier, source_id, first_job_id, total, requests
 VALUES (%(id)s, %(tenant)s, %(tier)s, %(source)s, %(id)s + 1, %(total)s, %(requests)s, %(deadline)s, %(callback)s,
         %(tokens)s, %(key)s, %(endpoint)s, %(window)s, %(metadata)s::jsonb, %(reuse)s, %(expires_s)s, %(fault)s,
         CASE WHEN %(fault)s::text IS NOT NULL THEN 'failed' END, CASE WHEN %(fault)s::text IS NOT NULL THEN now() END)
-"""
+""".replace("{told}", is_told("'batch.failed'", tenant="%(tenant)s"))
 
 
 def save_batch(store: Store, new: NewBatch, lines: list[str], *, mark: Mark | None = None) -> int:

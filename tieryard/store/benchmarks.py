@@ -23,6 +23,7 @@ from tieryard.store.benchmark_postings import BILLED, POSTED, Posting, to_post
 from tieryard.store.connection import Connection, Store, storable, storable_json
 from tieryard.store.idempotency import Mark
 from tieryard.store.system_tenants import system_tenant
+from tieryard.store.telling import is_told_fleetwide
 
 BENCHMARK_TENANT = "tieryard-benchmark"
 
@@ -169,9 +170,11 @@ WITH ended AS (
     FROM ended, jsonb_to_recordset(%(profiles)s::jsonb) AS p (category text, figures jsonb)
 ), {BILLED}, owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT tenant_id, event, id, url
-    FROM ended, unnest(ARRAY['benchmark.completed', 'benchmark.regressed']) AS event
-    WHERE url IS NOT NULL AND CASE event WHEN 'benchmark.completed' THEN end_is_told ELSE regressed IS NOT NULL END
+    SELECT tenant_id, event, id, own.url
+    FROM ended CROSS JOIN unnest(ARRAY['benchmark.completed', 'benchmark.regressed']) AS event
+    CROSS JOIN LATERAL (SELECT CASE WHEN event <> 'benchmark.completed' OR end_is_told THEN ended.url END AS url) own
+    WHERE (event = 'benchmark.completed' OR regressed IS NOT NULL)
+      AND (own.url IS NOT NULL OR {is_told_fleetwide("event")})
     RETURNING id
 )
 SELECT id, (SELECT count(*) FROM owed) FROM ended

@@ -18,6 +18,7 @@ from tieryard.errors import BudgetError, NotFoundError, UserError
 from tieryard.ids import internal, public
 from tieryard.store.connection import Connection, Store
 from tieryard.store.keys import SYSTEM_TENANTS, find_key, find_tenant
+from tieryard.store.telling import is_told
 
 KIND = "budget"
 Period = Literal["day", "month"]
@@ -233,10 +234,10 @@ WITH to_come AS MATERIALIZED (
         'tenant', (SELECT name FROM tenant WHERE id = tenant_id), 'key', 'key_' || api_key_id, 'period', period,
         'starts_on', starts_on, 'limit_usd', trim_scale(limit_usd)::text, 'spent_usd', trim_scale(in_all_usd)::text,
         'mark', mark)
-    FROM passed, unnest(marks) AS mark WHERE alert_url IS NOT NULL
+    FROM passed, unnest(marks) AS mark WHERE alert_url IS NOT NULL OR {told}
 )
 SELECT budget_id, in_all_usd, limit_usd, marks, over FROM passed ORDER BY budget_id
-"""
+""".replace("{told}", is_told("'budget.threshold'", tenant="passed.tenant_id"))
 
 
 def resets_at(period: str, starts_on: date) -> datetime:

@@ -13,6 +13,7 @@ from psycopg.rows import TupleRow
 
 from tieryard.job import State
 from tieryard.store.connection import Connection, Store, storable
+from tieryard.store.telling import is_told
 
 _CHUNK = 2000  # lines
 _CHUNK_BYTES = 16 * 2**20  # of those lines, and one at least
@@ -80,6 +81,13 @@ _COPY = (
     "wants_callback, deployment, category, finished_at) FROM STDIN"
 )
 
+_OWE = f"""
+INSERT INTO outbox (tenant_id, event, subject_id)
+SELECT %(tenant)s, event, id FROM unnest(%(events)s::text[], %(ids)s::bigint[], %(wanted)s::bool[])
+    AS ended (event, id, wanted)
+WHERE wanted OR {is_told("event", tenant="%(tenant)s")}
+"""  # noqa: S608  # a part of ours
+
 _REASONS = {
     State.CANCELLED: "cancelled with its batch",
     State.EXPIRED: "not finished within its completion window",
@@ -109,12 +117,12 @@ class _Chunk:
 
 @dataclass(slots=True)
 class _Final:
-    """Jobs of a chunk that start out final: how each `ended` and why, whose answer it has `reused`, and who is `owed` a
-    callback."""
+    """Jobs of a chunk that start out final: how each `ended` and why, whose answer it has `reused`; and (event,
+    job id, whether it was asked for) of all, where somebody may be `owed` a word."""
 
     ended: list[tuple[int, str, str]] = field(default_factory=list)
     reused: list[tuple[int, int]] = field(default_factory=list)
-    owed: list[tuple[int, str, int]] = field(default_factory=list)
+    owed: list[tuple[str, int, bool]] = field(default_factory=list)
 
 
 def expand_chunk(
@@ -134,7 +142,7 @@ def expand_chunk(
             _LINES, {"source": batch.source_id, "after": batch.expanded_to, "most": _CHUNK, "bytes": _CHUNK_BYTES}
         ).fetchall()
         earlier = _earlier(connection, batch, lines, revisions or {})
-        _save_results(connection, _copy_jobs(connection, batch, lines, judge, earlier))
+        _save_results(connection, batch, _copy_jobs(connection, batch, lines, judge, earlier))
         done = batch.expanded_to + len(lines)
         connection.execute(
             "UPDATE batch SET expanded_to = %(to)s, expanded_at = CASE WHEN total = %(to)s THEN now() END "
@@ -168,8 +176,9 @@ def _copy_jobs(
                 final.reused.append((job_id, source))
             elif state is not State.QUEUED:
                 final.ended.append((job_id, "invalid_request" if state is State.FAILED else str(state), why))
-                if called_back:
-                    final.owed.append((batch.tenant_id, f"job.{state}", job_id))
+            if state is not State.QUEUED:
+                event = "job.completed" if state is State.SUCCEEDED else f"job.{state}"
+                final.owed.append((event, job_id, called_back))
             finished_at = None if state is State.QUEUED else batch.created_at
             copy.write_row(
                 (job_id, batch.id, batch.tenant_id, batch.source_id, number, batch.tier, str(state), batch.deadline,
@@ -212,11 +221,10 @@ def _earlier(
     return {bytes(row[0]): (row[1], row[2], row[3]) for row in rows}
 
 
-def _save_results(connection: Connection, final: _Final) -> None:
+def _save_results(connection: Connection, batch: _Chunk, final: _Final) -> None:
     if final.owed:
-        connection.cursor().executemany(
-            "INSERT INTO outbox (tenant_id, event, subject_id) VALUES (%s, %s, %s)", final.owed
-        )
+        events, ids, wanted = map(list, zip(*final.owed, strict=True))
+        connection.execute(_OWE, {"tenant": batch.tenant_id, "events": events, "ids": ids, "wanted": wanted})
     if final.ended:
         connection.cursor().executemany(
             "INSERT INTO result (job_id, error_kind, error) VALUES (%s, %s, %s)",

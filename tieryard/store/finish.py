@@ -20,6 +20,7 @@ import orjson
 
 from tieryard.job import FINAL, MAX_ATTEMPTS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
+from tieryard.store.telling import job_is_told
 
 
 class HandBack(StrEnum):
@@ -83,6 +84,8 @@ HELD = """held AS MATERIALIZED (
     WHERE id = ANY(%(windows)s) ORDER BY id FOR KEY SHARE
 )"""
 
+_EVENT = "CASE state WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || state END"
+
 # Final endings. `ended` is the guard; the four inserts hang on it. Only the UPDATE's finished_at touches an index.
 _FINISH = f"""
 WITH {HELD}, ending AS (
@@ -96,7 +99,8 @@ WITH {HELD}, ending AS (
     UPDATE job SET state = ending.state, finished_at = now()
     FROM ending
     WHERE job.id = ending.job_id AND job.fence = ending.fence AND job.state = ANY(%(from)s)
-    RETURNING job.id, job.tenant_id, job.api_key_id, job.batch_id, job.tier, job.category, job.wants_callback, ending.*
+    RETURNING job.id, job.tenant_id, job.api_key_id, job.batch_id, job.tier, job.category, job.wants_callback,
+              job.attended, ending.*
 ), answered AS (
     INSERT INTO result (job_id, output, finish_reason, error_kind, error, extra)
     SELECT id, output, finish_reason, error_kind, error, extra FROM ended
@@ -119,8 +123,7 @@ WITH {HELD}, ending AS (
     FROM ended JOIN held ON held.id = ended.window_id AND held.closed WHERE cost_usd IS NOT NULL
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, CASE state WHEN 'succeeded' THEN 'job.completed' ELSE 'job.' || state END, id
-    FROM ended WHERE wants_callback
+    SELECT tenant_id, {_EVENT}, id FROM ended WHERE {job_is_told("ended", _EVENT)}
     RETURNING id
 )
 SELECT id, (SELECT count(*) FROM owed) FROM ended
@@ -146,7 +149,7 @@ WITH {HELD}, ending AS (
     FROM ending
     WHERE job.id = ending.job_id AND job.fence = ending.fence AND job.state = ANY(%(from)s)
     RETURNING job.id, job.tenant_id, job.api_key_id, job.batch_id, job.tier, job.category, job.state,
-              job.stop_requested, job.wants_callback, ending.*
+              job.stop_requested, job.wants_callback, job.attended, ending.*
 ), timed AS (
     INSERT INTO timing (job_id, fence, worker_id, deployment, outcome, claimed_at, wait_ms, latency_ms,
                         prompt_tokens, cached_tokens, completion_tokens, error)
@@ -171,7 +174,8 @@ WITH {HELD}, ending AS (
     SELECT id, state, state || ' while it ran' FROM back WHERE stop_requested IS NOT NULL
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, 'job.' || state, id FROM back WHERE stop_requested IS NOT NULL AND wants_callback
+    SELECT tenant_id, 'job.' || state, id FROM back
+    WHERE stop_requested IS NOT NULL AND {job_is_told("back", "'job.' || state")}
     RETURNING id
 )
 SELECT id, stop_requested IS NOT NULL, (SELECT count(*) FROM owed) FROM back

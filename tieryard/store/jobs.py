@@ -19,6 +19,7 @@ from tieryard.store import budgets, enqueued, idempotency
 from tieryard.store.budgets import Need
 from tieryard.store.connection import Connection, Store, storable
 from tieryard.store.idempotency import Mark
+from tieryard.store.telling import job_is_told
 
 _NOTHING = Decimal(0)
 
@@ -128,7 +129,7 @@ WITH choice AS (
     FROM choice
     WHERE job.id = choice.job_id AND job.fence = choice.fence AND job.state = ANY(%(from_refused)s)
       AND choice.deployment IS NULL AND choice.defer_s = 0
-    RETURNING job.id, job.tenant_id, job.wants_callback
+    RETURNING job.id, job.tenant_id, job.wants_callback, job.attended
 ), deferred AS (
     UPDATE job SET not_before = now() + choice.defer_s * interval '1 second',
                    nudge_at = now() + choice.defer_s * interval '1 second'
@@ -140,7 +141,7 @@ WITH choice AS (
     SELECT refused.id, 'no_deployment', choice.reason FROM refused JOIN choice ON choice.job_id = refused.id
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, 'job.failed', id FROM refused WHERE wants_callback
+    SELECT tenant_id, 'job.failed', id FROM refused WHERE {told}
 ), kept AS (
     INSERT INTO decision (job_id, fence, snapshot_id, deployment, reason, features, fallback, explored, deferred,
                           canary)
@@ -155,7 +156,7 @@ WITH choice AS (
         decided_at = now()
 )
 SELECT id FROM moved
-"""
+""".replace("{told}", job_is_told("refused", "'job.failed'"))
 
 # The claim: HOT, by primary key, and only while this worker is believed alive. The fence goes up by one.
 _CLAIM = """
@@ -187,7 +188,7 @@ WITH locked AS (
 ), waiting AS (
     UPDATE job SET state = 'cancelled', finished_at = now() FROM locked
     WHERE job.id = locked.id AND locked.state = ANY(%(from)s)
-    RETURNING job.id, job.tenant_id, job.wants_callback
+    RETURNING job.id, job.tenant_id, job.wants_callback, job.attended
 ), asked AS (
     UPDATE job SET stop_requested = 'cancelled' FROM locked
     WHERE job.id = locked.id AND locked.state = 'running' AND job.stop_requested IS NULL
@@ -196,10 +197,10 @@ WITH locked AS (
     INSERT INTO result (job_id, error_kind, error) SELECT id, 'cancelled', 'cancelled before it started' FROM waiting
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, 'job.cancelled', id FROM waiting WHERE wants_callback
+    SELECT tenant_id, 'job.cancelled', id FROM waiting WHERE {told}
 )
 SELECT (SELECT count(*) FROM waiting), (SELECT count(*) FROM asked)
-"""
+""".replace("{told}", job_is_told("waiting", "'job.cancelled'"))
 
 
 def save_job(store: Store, job: NewJob, *, patience_s: float, mark: Mark | None = None) -> tuple[int, datetime]:

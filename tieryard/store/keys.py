@@ -36,11 +36,12 @@ class Scope(StrEnum):
     INFER = "infer"
     BATCH = "batch"
     READ = "read"
+    WEBHOOKS = "webhooks"
     BENCHMARK = "benchmark"
     OPERATE = "operate"
 
 
-_CALLERS = (Scope.INFER, Scope.BATCH, Scope.READ)
+_CALLERS = (Scope.INFER, Scope.BATCH, Scope.READ, Scope.WEBHOOKS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,61 +1,127 @@
-"""Callbacks owed. Rows are written by the statements that end jobs and batches, and settled here."""
+"""What happened and is to be told. Rows are written by the statements that end jobs, batches and runs; here deliveries
+are made of them, once: one for the event's own address, and one for each endpoint that listens."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from tieryard.store.connection import Store
+from tieryard.events import FLEET_WIDE
+from tieryard.store.connection import Connection
+from tieryard.store.telling import hears
 
+_MOST = 500
 
-@dataclass(frozen=True, slots=True)
-class Owed:
-    """One delivery to try now. `attempt` is 1 the first time."""
+# By `outbox_unfanned`. A job's address stands in its line, and is read here in Python: Postgres refuses JSON that
+# callers may send (NUL).
+_UNFANNED = """
+SELECT outbox.id, outbox.tenant_id, outbox.url, line.body
+FROM outbox
+LEFT JOIN job ON outbox.url IS NULL AND outbox.event LIKE 'job.%%' AND job.id = outbox.subject_id AND job.wants_callback
+LEFT JOIN line USING (source_id, line_no)
+WHERE outbox.fanned_at IS NULL
+ORDER BY outbox.id LIMIT %(most)s FOR UPDATE OF outbox SKIP LOCKED
+"""
 
-    id: int
-    event: str
-    subject_id: int
-    url: str
-    attempt: int
-    created_at: datetime
-    data: dict[str, Any] | None = None
+# In a statement of its own, so that the next one sees also those that another process has just made.
+# An endpoint's lane is made with it.
+_LANES = """
+INSERT INTO delivery_lane (tenant_id, origin)
+SELECT DISTINCT tenant_id, origin FROM unnest(%(tenants)s::bigint[], %(origins)s::text[]) AS o (tenant_id, origin)
+WHERE NOT EXISTS (SELECT FROM delivery_lane l WHERE l.tenant_id = o.tenant_id AND l.origin = o.origin)
+ORDER BY tenant_id, origin ON CONFLICT DO NOTHING
+"""
 
-
-# Taking a row moves it out of sight for a while, so a worker that dies with it delays it and loses nothing. A
-# job's address stands in its line, and is read here in Python: Postgres refuses JSON that callers may send (NUL).
-_TAKE = """
-WITH due AS (
-    SELECT id FROM outbox WHERE settled_at IS NULL AND next_at <= now()
-    ORDER BY next_at LIMIT %(most)s FOR UPDATE SKIP LOCKED
-), taken AS (
-    UPDATE outbox SET attempts = attempts + 1, next_at = now() + %(hold)s * interval '1 second'
-    FROM due WHERE outbox.id = due.id
-    RETURNING outbox.id, outbox.event, outbox.subject_id, outbox.url, outbox.attempts, outbox.created_at, outbox.data
+# A test goes to the endpoint that is tested, whatever it listens to; that one was disabled, to all but that one.
+_FAN_OUT = f"""
+WITH happened AS MATERIALIZED (
+    SELECT id, tenant_id, event, subject_id FROM outbox WHERE id = ANY(%(ids)s)
+), listening AS (
+    SELECT h.id AS outbox_id, e.id AS endpoint_id, e.tenant_id
+    FROM happened h JOIN webhook_endpoint e ON e.tenant_id = h.tenant_id
+    WHERE h.event <> ALL(%(fleet_wide)s) AND h.event <> 'webhook.test'
+      AND e.disabled_at IS NULL AND e.deleted_at IS NULL AND {hears("h.event")}
+      AND NOT (h.event = 'webhook.disabled' AND e.id = h.subject_id)
+    UNION ALL
+    SELECT h.id, e.id, e.tenant_id FROM happened h JOIN webhook_endpoint e ON e.fleet
+    WHERE h.event = ANY(%(fleet_wide)s) AND e.disabled_at IS NULL AND e.deleted_at IS NULL AND {hears("h.event")}
+    UNION ALL
+    SELECT h.id, e.id, e.tenant_id FROM happened h JOIN webhook_endpoint e ON e.id = h.subject_id
+    WHERE h.event = 'webhook.test' AND e.tenant_id = h.tenant_id AND e.deleted_at IS NULL
+), to_endpoints AS (
+    INSERT INTO delivery (tenant_id, outbox_id, lane_id, endpoint_id)
+    SELECT l.tenant_id, l.outbox_id, lane.id, l.endpoint_id
+    FROM listening l JOIN delivery_lane lane USING (endpoint_id) ORDER BY l.outbox_id
+    ON CONFLICT ON CONSTRAINT delivery_once DO NOTHING RETURNING id
+), to_own AS (
+    INSERT INTO delivery (tenant_id, outbox_id, lane_id, url)
+    SELECT o.tenant_id, o.outbox_id, lane.id, o.url
+    FROM unnest(%(owns)s::bigint[], %(tenants)s::bigint[], %(origins)s::text[], %(urls)s::text[])
+        AS o (outbox_id, tenant_id, origin, url)
+    JOIN delivery_lane lane ON lane.tenant_id = o.tenant_id AND lane.origin = o.origin ORDER BY o.outbox_id
+    ON CONFLICT ON CONSTRAINT delivery_once DO NOTHING RETURNING id
+), fanned AS (
+    UPDATE outbox SET fanned_at = now() WHERE id = ANY(%(ids)s)
 )
-SELECT taken.*, line.body FROM taken
-LEFT JOIN job ON taken.url IS NULL AND job.id = taken.subject_id LEFT JOIN line USING (source_id, line_no)
+SELECT (SELECT count(*) FROM to_endpoints) + (SELECT count(*) FROM to_own)
+"""  # noqa: S608  # parts of ours
+
+# From the oldest on, which by then have long been told.
+_FORGET = """
+WITH old AS (
+    SELECT id FROM (SELECT id, created_at, fanned_at FROM outbox ORDER BY id LIMIT %(most)s) oldest
+    WHERE created_at < now() - %(kept)s * interval '1 day' AND fanned_at IS NOT NULL
+      AND NOT EXISTS (SELECT FROM delivery d WHERE d.outbox_id = oldest.id AND d.settled_at IS NULL)
+), gone AS (
+    DELETE FROM delivery USING old WHERE delivery.outbox_id = old.id RETURNING delivery.id
+), attempts AS (
+    DELETE FROM delivery_attempt USING gone WHERE delivery_attempt.delivery_id = gone.id
+)
+DELETE FROM outbox USING old WHERE outbox.id = old.id RETURNING outbox.id
 """
 
 
-def take_due(store: Store, *, most: int = 64, hold_s: float = 60.0) -> list[Owed]:
-    rows = store.fetch(_TAKE, {"most": most, "hold": hold_s})
-    return [
-        Owed(number, event, subject, url or str(json.loads(body)["callback_url"]), attempt, created_at, data)
-        for number, event, subject, url, attempt, created_at, data, body in rows
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """An event's own address, and the server that it is at."""
+
+    outbox_id: int
+    tenant_id: int
+    origin: str
+    url: str
+
+
+def fan_out(connection: Connection, origin_of: Callable[[str], str], *, most: int = _MOST) -> tuple[int, bool]:
+    """Makes deliveries of the oldest events that have none: (how many deliveries, whether there may be more events)."""
+    rows = connection.execute(_UNFANNED, {"most": most}).fetchall()
+    if not rows:
+        return 0, False
+    own = [
+        _Own(number, tenant_id, origin_of(address), address)
+        for number, tenant_id, url, body in rows
+        if (address := url if url is not None else _address(body)) is not None
     ]
+    wanted: dict[str, Any] = {
+        "ids": [row[0] for row in rows],
+        "fleet_wide": sorted(FLEET_WIDE),
+        "owns": [one.outbox_id for one in own],
+        "tenants": [one.tenant_id for one in own],
+        "origins": [one.origin for one in own],
+        "urls": [one.url for one in own],
+    }
+    if own:
+        connection.execute(_LANES, wanted)
+    row = connection.execute(_FAN_OUT, wanted).fetchone()
+    return (int(row[0]) if row else 0), len(rows) == most
 
 
-def settle(store: Store, owed_id: int, *, status: int | None, error: str | None, retry_in_s: float | None) -> None:
-    """Delivered (no error), to be tried again (`retry_in_s`), or given up (an error and no retry)."""
-    store.fetch(
-        """
-        UPDATE outbox SET last_status = %(status)s, last_error = %(error)s,
-            delivered_at = CASE WHEN %(error)s::text IS NULL THEN now() END,
-            settled_at = CASE WHEN %(retry)s::float8 IS NULL THEN now() END,
-            next_at = now() + coalesce(%(retry)s::float8, 0) * interval '1 second'
-        WHERE id = %(id)s RETURNING id
-        """,
-        {"id": owed_id, "status": status, "error": error, "retry": retry_in_s},
-    )
+def forget(connection: Connection, *, kept_days: float, most: int = 2000) -> int:
+    """Lets go of events, with their deliveries, that are older and settled: how many, of the `most` oldest."""
+    return len(connection.execute(_FORGET, {"kept": kept_days, "most": most}).fetchall())
+
+
+def _address(body: str | None) -> str | None:
+    """What a job's request names, if its line was read for that."""
+    return None if body is None else str(json.loads(body)["callback_url"])

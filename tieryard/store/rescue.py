@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tieryard.job import MAX_WORKER_DEATHS, WAITING, Mover, State, sources
 from tieryard.store.connection import Connection
 from tieryard.store.keys import SYSTEM_TENANTS
+from tieryard.store.telling import job_is_told
 
 # What a dead process rented is paid to the end of its lease.
 _BURY = """
@@ -65,10 +66,10 @@ WITH orphan AS (
     FROM moved WHERE state <> 'queued'
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, 'job.' || state, id FROM moved WHERE state <> 'queued' AND wants_callback
+    SELECT tenant_id, 'job.' || state, id FROM moved WHERE state <> 'queued' AND {told}
 )
 SELECT state, count(*) FROM moved GROUP BY state
-""".replace("{deaths}", _DEATHS)
+""".replace("{deaths}", _DEATHS).replace("{told}", job_is_told("moved", "'job.' || state"))
 
 # Deadlines and cancelled batches, of everything that waits: released or not. A chunk at a time, so none is long.
 _STOP = """
@@ -87,7 +88,7 @@ WITH batched AS (
 ), stopped AS (
     UPDATE job SET state = late.target, finished_at = now() FROM late
     WHERE job.id = late.id AND job.state = ANY(%(from)s)
-    RETURNING job.id, job.tenant_id, job.state, job.wants_callback
+    RETURNING job.id, job.tenant_id, job.state, job.wants_callback, job.attended
 ), asked AS (
     UPDATE job SET stop_requested = late.target FROM late
     WHERE job.id = late.id AND job.state = 'running' AND job.stop_requested IS NULL
@@ -97,10 +98,10 @@ WITH batched AS (
                                  ELSE 'cancelled with its batch' END FROM stopped
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id)
-    SELECT tenant_id, 'job.' || state, id FROM stopped WHERE wants_callback
+    SELECT tenant_id, 'job.' || state, id FROM stopped WHERE {told}
 )
 SELECT (SELECT count(*) FROM stopped), (SELECT count(*) FROM late)
-"""
+""".replace("{told}", job_is_told("stopped", "'job.' || state"))
 
 # A catalog that has changed may have lost the deployment that a job was given: it is routed again. Only whoever knows
 # the newest version may say so: an older one lacks what has just come, and classifiers may use that already.

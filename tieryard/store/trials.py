@@ -18,6 +18,7 @@ from tieryard.ids import public
 from tieryard.routing.trials import Canary, Promotion, Trials
 from tieryard.store import benchmarks
 from tieryard.store.connection import Connection, Store, storable, storable_json
+from tieryard.store.telling import is_told_fleetwide
 
 MOST_COMPARED = 2000
 """The newest starts of each side that a canary is judged by."""
@@ -142,10 +143,11 @@ WITH ended AS (
     WHERE id = %(id)s AND ended_at IS NULL RETURNING id
 ), owed AS (
     INSERT INTO outbox (tenant_id, event, subject_id, url)
-    SELECT %(tenant)s, 'canary.ended', id, %(url)s::text FROM ended WHERE %(url)s::text IS NOT NULL RETURNING id
+    SELECT %(tenant)s, 'canary.ended', id, %(url)s::text FROM ended WHERE %(url)s::text IS NOT NULL OR {told}
+    RETURNING id
 )
 SELECT (SELECT count(*) FROM owed) FROM ended
-"""
+""".replace("{told}", is_told_fleetwide("'canary.ended'"))
 
 
 def promotions(connection: Connection) -> list[Promoted]:
@@ -222,7 +224,7 @@ def end_canary(
         "breached": breached,
         "report": _jsonb(report),
         "url": callback_url,
-        "tenant": benchmarks.tenant(connection) if callback_url is not None else None,
+        "tenant": benchmarks.tenant(connection),
     }
     row = connection.execute(_END_CANARY, wanted).fetchone()
     return None if row is None else int(row[0])

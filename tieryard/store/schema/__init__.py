@@ -21,8 +21,9 @@ from tieryard.store.schema.benchmarks import (
 )
 from tieryard.store.schema.fleet import ApiKey, CatalogVersion, IdCounter, Tenant, Worker
 from tieryard.store.schema.money import Budget, BudgetPeriod, Ledger, Price, Quote, RentWindow, Reservation
-from tieryard.store.schema.results import Outbox, Outcome, Result, Timing
+from tieryard.store.schema.results import Outcome, Result, Timing
 from tieryard.store.schema.routing import Decision, RoutingSnapshot, Shadow, StepBack
+from tieryard.store.schema.webhooks import Delivery, DeliveryAttempt, DeliveryLane, Outbox, WebhookEndpoint
 from tieryard.store.schema.work import Batch, File, Idempotency, Job, Line
 
 __all__ = [
@@ -35,6 +36,9 @@ __all__ = [
     "Canary",
     "CatalogVersion",
     "Decision",
+    "Delivery",
+    "DeliveryAttempt",
+    "DeliveryLane",
     "File",
     "GoldenItem",
     "GoldenScore",
@@ -60,5 +64,6 @@ __all__ = [
     "StepBack",
     "Tenant",
     "Timing",
+    "WebhookEndpoint",
     "Worker",
 ]

@@ -1,11 +1,11 @@
-"""What came of it: answers, times, scores, and the callbacks that are owed."""
+"""What came of it: answers, times and scores."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Text, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, Index, Text, text
 from sqlalchemy.dialects.postgresql import JSONB, REAL
 from sqlmodel import Field, SQLModel
 
@@ -76,31 +76,3 @@ class Outcome(SQLModel, table=True):
     deployment: str | None = Field(default=None, sa_column=Column(Text))
     category: str | None = Field(default=None, sa_column=Column(Text))
     quality_model: str | None = Field(default=None, sa_column=Column(Text))
-
-
-class Outbox(SQLModel, table=True):
-    """A callback owed, written with the fact it tells of. Delivered, given up, or due at `next_at`.
-
-    `data` is what is told beside the id, where it must be as it was then. `url` is a batch's; a job's stands in its
-    line, where it is read when it is due: no statement that ends jobs parses what a caller wrote.
-    """
-
-    __tablename__: ClassVar[str] = "outbox"
-    __table_args__ = (
-        Index("outbox_due", "next_at", postgresql_where=text("settled_at IS NULL")),
-        {"postgresql_with": {"fillfactor": 70}},
-    )
-
-    id: int = Field(sa_column=Column(BigInteger, Identity(), primary_key=True))
-    tenant_id: int = Field(sa_column=Column(BigInteger, nullable=False))
-    event: str = Field(sa_column=Column(Text, nullable=False))
-    subject_id: int = Field(sa_column=Column(BigInteger, nullable=False))
-    url: str | None = Field(default=None, sa_column=Column(Text))
-    data: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
-    created_at: datetime = Field(sa_column=time_column(now=True))
-    next_at: datetime = Field(sa_column=time_column(now=True))
-    attempts: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
-    last_status: int | None = None
-    last_error: str | None = Field(default=None, sa_column=Column(Text))
-    delivered_at: datetime | None = Field(default=None, sa_column=time_column(nullable=True))
-    settled_at: datetime | None = Field(default=None, sa_column=time_column(nullable=True))

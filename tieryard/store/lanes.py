@@ -1,0 +1,64 @@
+"""Lanes of deliveries: which have something due, how each has done, and what all of them owe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tieryard.store.connection import Connection
+
+# A loose scan of `delivery_due`: one look-up a lane, whatever waits in it, and the oldest of each.
+_WAITING = """
+WITH RECURSIVE waiting AS (
+    (SELECT lane_id, next_at FROM delivery WHERE settled_at IS NULL ORDER BY lane_id, next_at LIMIT 1)
+    UNION ALL
+    SELECT next.lane_id, next.next_at FROM waiting CROSS JOIN LATERAL (
+        SELECT lane_id, next_at FROM delivery WHERE settled_at IS NULL AND lane_id > waiting.lane_id
+        ORDER BY lane_id, next_at LIMIT 1) AS next
+)
+SELECT lane.id, lane.failures, lane.steady,
+       extract(epoch FROM greatest(waiting.next_at, lane.resting_until) - now())::float8
+FROM waiting JOIN delivery_lane lane ON lane.id = waiting.lane_id
+"""
+
+_OWING = """
+SELECT (SELECT count(*) FROM delivery WHERE settled_at IS NULL)
+           + (SELECT count(*) FROM outbox WHERE fanned_at IS NULL),
+       coalesce(extract(epoch FROM now() - least(
+           (SELECT min(first_due_at) FROM delivery WHERE settled_at IS NULL),
+           (SELECT min(created_at) FROM outbox WHERE fanned_at IS NULL)))::float8, 0),
+       (SELECT count(*) FROM delivery_lane lane WHERE failures > 0
+            AND EXISTS (SELECT FROM delivery d WHERE d.lane_id = lane.id AND d.settled_at IS NULL)),
+       (SELECT count(*) FROM webhook_endpoint WHERE disabled_at IS NOT NULL AND deleted_at IS NULL)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRow:
+    """A lane with unsettled deliveries; `due_in_s` is below 0 where one may be sent now."""
+
+    lane_id: int
+    failures: int
+    steady: bool
+    due_in_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Owing:
+    """What is owed in all: deliveries and events, the age of the oldest; lanes that fail with something owed, and
+    endpoints that are disabled."""
+
+    owed: int
+    oldest_s: float
+    failing_lanes: int
+    disabled_endpoints: int
+
+
+def waiting(connection: Connection) -> list[LaneRow]:
+    """All lanes with something unsettled, by `_WAITING`."""
+    return [LaneRow(*row) for row in connection.execute(_WAITING)]
+
+
+def owing(connection: Connection) -> Owing:
+    row = connection.execute(_OWING).fetchone()
+    assert row is not None
+    return Owing(*row)
