@@ -11,7 +11,8 @@ and *disagreeing* that of tokens which lead to another label. So it does not mat
 probabilities before the constraint (llama.cpp) or after it (vLLM). It can only know of the alternatives that it was
 given, so a label that is not among the likeliest tokens counts as impossible.
 
-Without alternatives it is the product of the tokens' own probabilities. Braces and blanks around labels do not count.
+Of an answer without alternatives it is the product of its tokens' own probabilities. Braces, blanks and the member's
+name do not count.
 """
 
 from __future__ import annotations
@@ -219,12 +220,14 @@ def _confidence(reader: _Reader, answer: _Read, content: Any) -> float | None:
         return None
     if read.labels != answer.labels:
         return None
-    shares = []
-    starts = accumulate((len(token.written) for token in tokens), initial=0)
-    for start, token, tops in zip(starts, tokens, beside, strict=False):
-        if start < read.ends and start + len(token.written) > read.begins:
-            others = [top for top in tops if top.written != token.written]
-            shares.append(_share(reader, read, whole, start, token, others) if others else math.exp(token.logprob))
+    starts = list(accumulate((len(token.written) for token in tokens), initial=0))
+    inside = [i for i, token in enumerate(tokens) if starts[i] < read.ends and starts[i + 1] > read.begins]
+    others = {i: [top for top in beside[i] if top.written != tokens[i].written] for i in inside}
+    if any(others.values()):
+        shares = [_share(reader, read, whole, starts[i], tokens[i], others[i]) for i in inside]
+    else:
+        quote = whole.find(b'"', read.begins, read.ends)  # what lays out the value says nothing about it
+        shares = [math.exp(tokens[i].logprob) for i in inside if starts[i + 1] > quote + 1]
     return min(1.0, math.prod(shares)) if shares and not any(map(math.isnan, shares)) else None
 
 

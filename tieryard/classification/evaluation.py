@@ -14,8 +14,10 @@ import numpy as np
 
 from tieryard.bench.stats import Interval, wilson
 
-RESAMPLES = 1000
-_MOST_CELLS = 2**22  # of resampled counts that are held at once: 32 MiB
+_RESAMPLES = 1000
+_LEAST_RESAMPLES = 200
+_MOST_DRAWS = 10**8  # cells × resamples: some seconds
+_HELD_AT_ONCE = 2**22  # cells × resamples: 32 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +148,9 @@ def _resampled_f1(confusion: Mapping[tuple[str, str | None], int], macro: float)
     counts = np.array([count for _, count in cells])
     rng = np.random.default_rng(0)
     means: list[float] = []
-    while len(means) < RESAMPLES:
-        block = min(RESAMPLES - len(means), max(1, _MOST_CELLS // len(cells)))
+    resamples = max(_LEAST_RESAMPLES, min(_RESAMPLES, _MOST_DRAWS // len(cells)))
+    while len(means) < resamples:
+        block = min(resamples - len(means), max(1, _HELD_AT_ONCE // len(cells)))
         for drawn in rng.multinomial(counts.sum(), counts / counts.sum(), size=block):
             both = np.bincount(true, drawn, len(names) + 1) + np.bincount(given, drawn, len(names) + 1)
             right = np.bincount(true, np.where(true == given, drawn, 0), len(names) + 1)

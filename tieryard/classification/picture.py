@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ def draw(made: Evaluation, path: Path) -> None:
     except ModuleNotFoundError:
         raise UserError("a picture needs matplotlib: pip install 'tieryard[pictures]'") from None
     svg = path.suffix.lower() == ".svg"
-    with matplotlib.rc_context({"svg.hashsalt": "tieryard"}):  # the same counts give the same file
+    with matplotlib.rc_context({"svg.hashsalt": "tieryard"}), warnings.catch_warnings():  # the same file each time
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a letter that no font has is drawn as a box
         figure_of(made).savefig(path, dpi=150, metadata={"Date": None} if svg else None)
 
 
