@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from tieryard.errors import AuthError, NotFoundError, TieryardError, UserError
+from tieryard.errors import AuthError, ConflictError, NotFoundError, TieryardError, UserError
 
 UrlOption = Annotated[str, typer.Option(envvar="TIERYARD_URL", help="The fleet's API.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -35,6 +35,25 @@ def key_headers() -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
 
 
+def answer_of(answer: httpx.Response, url: str) -> dict[str, Any]:
+    """What the API at `url` has answered. Raises a UserError that repeats how it refused, TieryardError for its own
+    faults."""
+    try:
+        found: Any = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise TieryardError(f"{url} answered HTTP {answer.status_code} without JSON; is this a fleet's API?")
+    if answer.is_success:
+        return found
+    said = found.get("error")
+    message = (said.get("message") if isinstance(said, dict) else None) or f"HTTP {answer.status_code}"
+    kind = {401: AuthError, 404: NotFoundError, 409: ConflictError}.get(answer.status_code, UserError)
+    if answer.status_code >= 500:
+        raise TieryardError(f"the fleet answered {answer.status_code}: {message}")
+    raise kind(message)
+
+
 class Client:
     """Calls the API with the key of TIERYARD_API_KEY."""
 
@@ -56,20 +75,7 @@ class Client:
                 answer = http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise TieryardError(f"no answer from {self._url}: {error}; is the fleet up?") from error
-        try:
-            found: Any = answer.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise TieryardError(f"{self._url} answered HTTP {answer.status_code} without JSON; is this a fleet's API?")
-        if answer.is_success:
-            return found
-        said = found.get("error")
-        message = (said.get("message") if isinstance(said, dict) else None) or f"HTTP {answer.status_code}"
-        kind = {401: AuthError, 404: NotFoundError}.get(answer.status_code, UserError)
-        if answer.status_code >= 500:
-            raise TieryardError(f"the fleet answered {answer.status_code}: {message}")
-        raise kind(message)
+        return answer_of(answer, self._url)
 
     def jobs(self, batch: str) -> list[dict[str, Any]]:
         """All jobs of a batch, in input order."""
