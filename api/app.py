@@ -20,6 +20,7 @@ from api import (
     benchmarks,
     budgets,
     calls,
+    classifications,
     costs,
     files,
     golden,
@@ -32,6 +33,7 @@ from api import (
     route,
 )
 from api.body_limit import BodyLimit
+from api.classification_shapes import ClassificationComplete, ClassificationResume
 from api.files import MULTIPART_BYTES
 from api.rate_headers import RateHeaders, note_headers, noted_headers
 from api.refusals import Refusal, internal_error, refuse
@@ -41,12 +43,13 @@ from tieryard.bench.asking import BenchmarkCreate
 from tieryard.complaints import complaint
 from tieryard.errors import LimitError, RequestError, StoreError, TieryardError, UnavailableError, UserError
 from tieryard.requests import BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, JobCreate
+from tieryard.requests.classification import ClassificationCreate
 from tieryard.requests.quote import QuoteCreate
 from tieryard.settings import Settings
 
 _PARTS = (
-    calls, jobs, outcomes, files, batches, quotes, costs, benchmarks, budgets, golden, models, route, health,
-    prometheus,
+    calls, jobs, outcomes, files, batches, classifications, quotes, costs, benchmarks, budgets, golden, models, route,
+    health, prometheus,
 )  # fmt: skip
 
 
@@ -140,10 +143,11 @@ async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
 
 BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, BenchmarkCreate, QuoteCreate,
+    ClassificationCreate, ClassificationComplete, ClassificationResume,
 )  # fmt: skip
 
 
-_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH, golden.PATH)
+_MAKES_NOTHING = ("/cancel", "/complete", "/resume", "/rows", "/outcome", route.PATH, golden.PATH)
 """Or, of a golden set, the same thing however often it is sent."""
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",

@@ -15,7 +15,7 @@ depends_on = None
 
 _TIME = sa.DateTime(timezone=True)
 _COUNTERS = (
-    "received", "texts", "asked_to", "settled_to", "final_rows", "failed", "asked", "answered", "escalated",
+    "received", "texts", "asked_to", "settled_to", "final_rows", "failed", "asked", "answered", "escalated", "forgiven",
 )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ class Classification(SQLModel, table=True):
     `received` counts rows, `texts` distinct ones, `total` is the rows there are, once that is known. Texts up to
     `asked_to` were given to the model that takes the most of them, those up to `settled_to` have their last answer, and
     so have all rows up to `final_rows`; `failed` of these texts have none. `asked`, `answered` and `escalated` count
-    questions: all, those that are over, and those to larger models. `rate` is of answers a second, by the last half minute.
+    questions: all, those that are over, and those to larger models; `forgiven` were over when it was resumed. `rate` is
+    of answers a second.
     """
 
     __tablename__: ClassVar[str] = "classification"
@@ -65,6 +66,7 @@ class Classification(SQLModel, table=True):
     asked: int = Field(default=0, sa_column=_counter())
     answered: int = Field(default=0, sa_column=_counter())
     escalated: int = Field(default=0, sa_column=_counter())
+    forgiven: int = Field(default=0, sa_column=_counter())
     cost_usd: Decimal = Field(default=Decimal(0), sa_column=Column(Numeric, nullable=False, server_default="0"))
     models: dict[str, Any] = Field(sa_column=Column(JSONB, nullable=False, server_default=text("'{}'")))
     gate: dict[str, Any] | None = Field(default=None, sa_column=Column(JSONB))
