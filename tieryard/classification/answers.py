@@ -17,20 +17,13 @@ name do not count.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
+from tieryard.classification.values import Read, Reader, vocabulary_of
 from tieryard.errors import UnreadableError
 from tieryard.requests.classification import ClassificationSpec
-
-_MEMBER = re.compile(rb'"labels?"\s*:')
-_BLANKS = b" \t\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +37,8 @@ class Answer:
 
 def read(spec: ClassificationSpec, response_body: dict[str, Any]) -> Answer:
     """Reads a chat completion. Raises UnreadableError where it holds none of the labels."""
-    vocabulary = _vocabulary(tuple(label.name for label in spec.labels))
-    reader = _Reader(vocabulary, several=spec.multi_label)
+    vocabulary = vocabulary_of(tuple(label.name for label in spec.labels))
+    reader = Reader(vocabulary, several=spec.multi_label)
     try:
         choice = response_body["choices"][0]
         text = choice["message"]["content"]
@@ -57,147 +50,7 @@ def read(spec: ClassificationSpec, response_body: dict[str, Any]) -> Answer:
     found = reader.read(written)
     logprobs = choice.get("logprobs")
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return Answer(tuple(dict.fromkeys(found.labels)), _confidence(reader, found, content) if content else None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Vocabulary:
-    """The labels as they may stand between quotes, in either of JSON's spellings: whole ones and all beginnings."""
-
-    spellings: dict[str, tuple[bytes, ...]]
-    whole: dict[bytes, str]
-    beginnings: frozenset[bytes]
-
-    def only(self, beginning: bytes) -> str | None:
-        """The one label that begins so; None where there are more."""
-        found = {name for literal, name in self.whole.items() if literal.startswith(beginning)}
-        return found.pop() if len(found) == 1 else None
-
-
-@lru_cache(maxsize=8)
-def _vocabulary(names: tuple[str, ...]) -> _Vocabulary:
-    spellings = {
-        name: tuple(json.dumps(name, ensure_ascii=ascii_only)[1:-1].encode() for ascii_only in (False, True))
-        for name in names
-    }
-    whole = {literal: name for name, literals in spellings.items() for literal in literals}
-    return _Vocabulary(spellings, whole, frozenset(literal[:n] for literal in whole for n in range(len(literal) + 1)))
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What has been read of a value: labels that are whole, the beginning of one that is not, and whether it is over.
-    `rest` is where what follows the value begins."""
-
-    labels: tuple[str, ...]
-    begun: bytes | None
-    over: bool
-    rest: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A value as it was read: its labels, with what was said twice, whether it came to its end, and where it stands."""
-
-    labels: tuple[str, ...]
-    over: bool
-    begins: int
-    ends: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads values that are a label, or a list of labels with `several`."""
-
-    vocabulary: _Vocabulary
-    several: bool
-
-    def read(self, written: bytes) -> _Read:
-        """A whole text; of one that was cut short, as far as its labels are certain."""
-        member = _MEMBER.search(written)
-        state = self.state(written[member.end() :]) if member else None
-        if member is None or state is None:
-            raise UnreadableError("the answer is none of the labels")
-        labels = state.labels
-        if not state.over and state.begun is not None and (only := self.vocabulary.only(state.begun)) is not None:
-            labels += (only,)
-        if not labels and not (self.several and state.over):
-            raise UnreadableError("the answer was cut short before it was a label")
-        return _Read(labels, state.over, member.end(), member.end() + state.rest)
-
-    def state(self, value: bytes) -> _State | None:
-        """How far a value has come; None where it cannot become one that is allowed."""
-        at = _blank(value, 0)
-        if not self.several:
-            return self._label(value, at, (), after=True)
-        if at == len(value):
-            return _State((), None, over=False, rest=at)
-        if value[at : at + 1] != b"[":
-            return None
-        return self._list(value, at + 1)
-
-    def _list(self, value: bytes, at: int) -> _State | None:
-        labels: tuple[str, ...] = ()
-        while True:
-            at = _blank(value, at)
-            sign = value[at : at + 1]
-            if sign == b"]" and not labels:
-                return _State((), None, over=True, rest=at + 1)
-            state = self._label(value, at, labels, after=False)
-            if state is None or state.begun is not None or state.labels == labels:
-                return state
-            labels, at = state.labels, _blank(value, state.rest)
-            sign = value[at : at + 1]
-            if sign == b"]":
-                return _State(labels, None, over=True, rest=at + 1)
-            if sign != b",":
-                return _State(labels, None, over=False, rest=at) if not sign else None
-            at += 1
-
-    def _label(self, value: bytes, at: int, before: tuple[str, ...], *, after: bool) -> _State | None:
-        """A quoted label at `at`; `after` says whether the value is over with it."""
-        if at == len(value):
-            return _State(before, None, over=False, rest=at)
-        if value[at : at + 1] != b'"':
-            return None
-        literal, closed = _literal(value, at + 1)
-        if not closed:
-            begun = literal in self.vocabulary.beginnings
-            return _State(before, literal, over=False, rest=len(value)) if begun else None
-        name = self.vocabulary.whole.get(literal)
-        if name is None:
-            return None
-        return _State((*before, name), None, over=after, rest=at + len(literal) + 2)
-
-    def agrees(self, state: _State, read: _Read) -> bool:
-        """Whether a value that has come so far may still become the one that was read."""
-        n = len(state.labels)
-        if state.labels != read.labels[:n] or (state.over and n < len(read.labels)):
-            return False
-        if state.begun is None:
-            return True
-        if n == len(read.labels):
-            return not read.over  # beyond where it was cut short
-        return any(literal.startswith(state.begun) for literal in self.vocabulary.spellings[read.labels[n]])
-
-
-def _blank(value: bytes, at: int) -> int:
-    while at < len(value) and value[at] in _BLANKS:
-        at += 1
-    return at
-
-
-def _literal(value: bytes, at: int) -> tuple[bytes, bool]:
-    """What stands between quotes from `at` on, and whether the closing one has come."""
-    start = at
-    while at < len(value):
-        if value[at] == 0x5C:  # a backslash: the next byte is no quote
-            at += 2
-        elif value[at] == 0x22:
-            return value[start:at], True
-        else:
-            at += 1
-    return value[start:], False
+    return Answer(tuple(dict.fromkeys(found.labels)), _confidence(reader, found, written, content) if content else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,35 +61,66 @@ class _Token:
     logprob: float
 
 
-def _confidence(reader: _Reader, answer: _Read, content: Any) -> float | None:
-    """The formula above, over the tokens of the value; None where they are not those of the answer that was read."""
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """Where a token stands in the answer, and what might have stood there. Without a token: a gap."""
+
+    start: int
+    end: int
+    token: _Token | None
+    others: list[_Token]
+
+
+def _confidence(reader: Reader, read: Read, written: bytes, content: Any) -> float | None:
+    """The formula above, over the tokens of the value; None where they are not those of the answer, and where one that
+    decided is not among them."""
     try:
-        tokens = [_token(item) for item in content]
-        beside = [[_token(top) for top in item.get("top_logprobs") or ()] for item in content]
-        # Once more, since some engines have tokens of which their text says nothing.
-        whole = b"".join(token.written for token in tokens)
-        read = reader.read(whole)
-    except (AttributeError, KeyError, TypeError, ValueError, UnreadableError):
+        placed = _place(read, written, content)
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    if read.labels != answer.labels:
+    tokens = [one for one in placed if one.token is not None]
+    gaps = [(max(one.start, read.begins), one.end) for one in placed if one.token is None]
+    if not tokens or any(reader.decides(written[read.begins : start], written[start:end]) for start, end in gaps):
         return None
-    starts = list(accumulate((len(token.written) for token in tokens), initial=0))
-    inside = [i for i, token in enumerate(tokens) if starts[i] < read.ends and starts[i + 1] > read.begins]
-    others = {i: [top for top in beside[i] if top.written != tokens[i].written] for i in inside}
-    if any(others.values()):
-        shares = [_share(reader, read, whole, starts[i], tokens[i], others[i]) for i in inside]
+    if any(one.others for one in tokens):
+        shares = [_share(reader, read, written, one) for one in tokens]
     else:
-        quote = whole.find(b'"', read.begins, read.ends)  # what lays out the value says nothing about it
-        shares = [math.exp(tokens[i].logprob) for i in inside if starts[i + 1] > quote + 1]
+        quote = written.find(b'"', read.begins, read.ends)  # what lays out the value says nothing about it
+        shares = [math.exp(one.token.logprob) for one in tokens if one.token is not None and one.end > quote + 1]
     return min(1.0, math.prod(shares)) if shares and not any(map(math.isnan, shares)) else None
 
 
-def _share(reader: _Reader, read: _Read, whole: bytes, start: int, token: _Token, others: Sequence[_Token]) -> float:
-    """agreeing / (agreeing + disagreeing) for the token that begins at `start`; NaN where all are impossible."""
-    lead = whole[start : read.begins]  # of a token that begins before the value
-    before = whole[read.begins : start]
-    agreeing, disagreeing = [token.logprob], [-math.inf]
-    for other in others:
+def _place(read: Read, written: bytes, content: Any) -> list[_Placed]:
+    """The value's tokens in their places. There may be others around it that the text does not have, and llama.cpp
+    leaves out those whose text it holds back: parts of a character, and a backslash. Raises ValueError where they are
+    of another answer."""
+    placed, at = [], 0
+    for item in content:
+        token = _token(item)
+        start = written.find(token.written, at)
+        if start < 0:
+            if read.begins <= at < read.ends:
+                raise ValueError("a token is not in the answer")
+            continue
+        if start > at:
+            placed.append(_Placed(at, start, None, []))
+        at = start + len(token.written)
+        if start < read.ends and at > read.begins:
+            others = [
+                other for top in item.get("top_logprobs") or () if (other := _token(top)).written != token.written
+            ]
+            placed.append(_Placed(start, at, token, others))
+    placed.append(_Placed(at, len(written), None, []))
+    return [one for one in placed if one.start < read.ends and one.end > read.begins]
+
+
+def _share(reader: Reader, read: Read, written: bytes, placed: _Placed) -> float:
+    """agreeing / (agreeing + disagreeing) for one token; NaN where all are impossible."""
+    assert placed.token is not None
+    lead = written[placed.start : read.begins]  # of a token that begins before the value
+    before = written[read.begins : placed.start]
+    agreeing, disagreeing = [placed.token.logprob], [-math.inf]
+    for other in placed.others:
         if other.written.startswith(lead) and (state := reader.state(before + other.written[len(lead) :])) is not None:
             (agreeing if reader.agrees(state, read) else disagreeing).append(other.logprob)
     top = max(*agreeing, *disagreeing)

@@ -63,16 +63,17 @@ def how_sure(prompt: str) -> float:
 
 
 def doubted(text: str, schema: Any, sure: float) -> MadeUp:
-    """A text as an engine gives it that is so sure of the first label in it, and would have said the enum's next one
+    """A text as an engine gives it that is so sure of the last label in it, and would have said the enum's next one
     instead; of one without a label it has no doubts."""
     pieces = pieces_of(text)
     ranked: list[Ranked] = [[(piece, 0.0)] for piece in pieces]
     members = _enum(schema)
     said = [member for member in members if isinstance(member, str) and _quoted(member) in text]
     if said and len(members) > 1:
-        first = min(said, key=lambda member: (text.index(_quoted(member)), -len(member)))
-        instead = members[(members.index(first) + 1) % len(members)]
-        other = pieces_of(text.replace(_quoted(first), _quoted(instead), 1))
+        last = max(said, key=lambda member: text.rindex(_quoted(member)))
+        instead = members[(members.index(last) + 1) % len(members)]
+        before, _, after = text.rpartition(_quoted(last))  # the last, for a label may be called as its member is
+        other = pieces_of(before + _quoted(instead) + after)
         at = next((i for i, (a, b) in enumerate(zip(pieces, other, strict=False)) if a != b), None)
         if at is not None:
             doubt = [(pieces[at], _log(sure)), (other[at], _log(1 - sure))]

@@ -78,7 +78,7 @@ class FakePlan:
     With `pings` a chat's role-only chunk comes at once, and `: ping` comments before each event. An event leaves in
     `split` writes to the connection. With `records` the fake keeps what it sent when (`FakeVllm.pace.sent`).
     `says` is called with each completion's prompt: the text that it answers with, or None for the fake's own words.
-    `sure` is called so too, where an answer is constrained to labels: how probable its first one is (0–1).
+    `sure` is called so too, where an answer is constrained to labels: how probable its last one is (0–1).
     `faults` maps a request's number, or is called with its number and prompt.
     """
 

@@ -146,6 +146,28 @@ def test_a_character_of_several_tokens():
     assert answers.read(spec_of(), response('{"label": "Größe"}', content)).confidence == pytest.approx(0.9**4)
 
 
+def raw(*parts, **tops):
+    others = [{"token": other, "logprob": math.log(q)} for other, q in tops.items()]
+    return [{"token": "?", "bytes": list(part), "logprob": math.log(0.5), "top_logprobs": others} for part in parts]
+
+
+def test_tokens_that_an_engine_holds_back():
+    """llama.cpp leaves out parts of a character, and a backslash. That does no harm where they decided nothing."""
+    spec = spec_of("日本", "a\\b", "ac")
+    second = response(r'{"label": "a\\b"}', raw(b'{"label": "a', b"\\", b'b"', b"}", c=0.5))
+    assert answers.read(spec, second).confidence == pytest.approx(0.5)  # `ac` was as probable as the first backslash
+    undecided = response('{"label": "日本"}', raw(b'{"label": "', b"\xa5", b"\xac", b'"}', c=0.5))
+    assert answers.read(spec, undecided) == answers.Answer(("日本",), None)
+    known = response('{"label": "日本"}', raw(b'{"label": "', "日".encode()[:2], b"\xac", b'"}', a=0.5))
+    assert answers.read(spec, known).confidence == pytest.approx(0.5)
+
+
+def test_tokens_around_the_text():
+    around = [item("```", 0.1, x=0.9), *HEAD, item("bug", 0.8, bill=0.2), item('"', 1.0), *TAIL, item("<|end|>", 0.2)]
+    found = answers.read(spec_of("bug", "billing"), response('{"label": "bug"}', around))
+    assert found.confidence == pytest.approx(0.8)
+
+
 def test_several_labels_are_as_sure_as_the_whole_list():
     head = (item('{"labels": [', 1.0, x=1e-9),)
     found = answered(
@@ -159,7 +181,7 @@ def test_several_labels_are_as_sure_as_the_whole_list():
 @pytest.mark.parametrize(
     "content",
     [
-        [item("{", 0.5)],
+        [item('{"label": "', 0.5)],  # the rest is not there, and decides
         [item('{"label": "bug"}', 0.5)],  # another answer than the text
         [{"token": '{"label": "billing"}'}],
         [{"token": '{"label": "billing"}', "logprob": "x"}],
