@@ -37,7 +37,7 @@ Text: {text}"""
 
 DEFAULT_SEVERAL = "Read the text and answer with all labels that fit it, as JSON."
 
-ALTERNATIVES = 10
+ALTERNATIVES = 20
 """Likeliest tokens that are asked for beside each token of an answer: what a confidence is measured against."""
 MOST_PER_TEXT = 16
 """Labels that one text may be given."""

@@ -10,7 +10,8 @@ from functools import lru_cache
 from tieryard.errors import UnreadableError
 
 _MEMBER = re.compile(rb'"labels?"\s*:')
-_BLANKS = b" \t\r\n"
+_BLANKS = re.compile(rb"[ \t\r\n]+")
+_LETTERS = re.compile(rb'(?:[^"\\]|\\.)*', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +149,14 @@ class Reader:
 
 
 def _blank(value: bytes, at: int) -> int:
-    while at < len(value) and value[at] in _BLANKS:
-        at += 1
-    return at
+    found = _BLANKS.match(value, at)
+    return found.end() if found else at
 
 
 def _literal(value: bytes, at: int) -> tuple[bytes, bool]:
     """What stands between quotes from `at` on, and whether the closing one has come."""
-    start = at
-    while at < len(value):
-        if value[at] == 0x5C:  # a backslash: the next byte is no quote
-            at += 2
-        elif value[at] == 0x22:
-            return value[start:at], True
-        else:
-            at += 1
-    return value[start:], False
+    found = _LETTERS.match(value, at)
+    end = found.end() if found else at
+    if value[end : end + 1] == b'"':
+        return value[at:end], True
+    return value[at:], False  # with a backslash at the end, whose letter is still to come
