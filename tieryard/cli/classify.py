@@ -271,7 +271,7 @@ def _begin(client: PatientClient, spec: ClassificationSpec, kept: classify_state
 def _collect(
     client: PatientClient, sender: PatientClient, work: Work, run: dict[str, Any], progress: Progress
 ) -> tuple[Outcome, dict[str, Any]]:
-    received = run["counts"]["received"]
+    received = run["received"]
     upload = None
     if received < work.survey.asked or run["state"] == "receiving":
         upload = Upload(sender, work, run["id"], received + 1)

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 
 from tieryard.cli.tables import printable
 
-_LINE_EVERY_S = 10.0
+_FIRST_LINE_S, _LINE_EVERY_S = 1.0, 10.0
 
 
 class Progress:
@@ -21,7 +21,7 @@ class Progress:
         self._console, self._total = console, total
         self._bar: Bar | None = None
         self._task = TaskID(0)
-        self._line_at = time.monotonic() - _LINE_EVERY_S + 1
+        self._line_due = time.monotonic() + _FIRST_LINE_S
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
@@ -47,8 +47,8 @@ class Progress:
         what = f"{run['id']} {run['state']}" + (f", {sent:,} rows sent" if going_up else "")
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=what, told=told)
-        elif time.monotonic() - self._line_at >= _LINE_EVERY_S:
-            self._line_at = time.monotonic()
+        elif time.monotonic() >= self._line_due:
+            self._line_due = time.monotonic() + _LINE_EVERY_S
             self.say(f"{what}: {done:,} of {self._total:,} rows, {told}")
 
 

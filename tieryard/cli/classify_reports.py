@@ -62,7 +62,7 @@ def as_json(
 
 def decided(run: Mapping[str, Any]) -> list[str]:
     """What gate and calibration have said, in their own words."""
-    found = (("gate", run.get("gate")), ("threshold", run.get("calibration")))
+    found = (("gate", run.get("gate")), ("threshold", run.get("threshold")))
     return [f"{name}: {one['said']}" for name, one in found if one and one.get("said")]
 
 
@@ -97,8 +97,8 @@ def one_run(console: Console, run: Mapping[str, Any]) -> None:
 
 def _rows(run: Mapping[str, Any], outcome: Outcome) -> str:
     counts = run["counts"]
-    parts = [f"{outcome.rows:,} rows", f"{counts['texts']:,} distinct texts"]
-    parts += [f"{counts['asked']:,} questions"] if counts["asked"] != counts["texts"] else []
+    parts = [f"{outcome.rows:,} rows", f"{counts['unique']:,} distinct texts"]
+    parts += [f"{counts['asked']:,} questions"] if counts["asked"] != counts["unique"] else []
     parts += [f"{counts['escalated']:,} to the larger model"] if counts["escalated"] else []
     parts += [f"{outcome.failed:,} without an answer"] if outcome.failed else []
     parts += [f"{outcome.empty:,} without a text"] if outcome.empty else []
