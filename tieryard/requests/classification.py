@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from tieryard.errors import RequestError
@@ -127,14 +136,17 @@ class ClassificationSpec(_Spec):
             return self.escalate.model
         return self.gate.judge if self.gate is not None and self.gate.judge != TRUTH else None
 
-    @model_validator(mode="after")
-    def _somebody_takes_over(self) -> Self:
-        if self.gate is not None and self.gate.otherwise == "escalate" and self.larger_model is None:
+    @field_validator("gate")
+    @classmethod
+    def _somebody_takes_over(cls, gate: Gate | None, known: ValidationInfo) -> Gate | None:
+        """`escalate` stands before it, so that it has been read; one that was refused is none of ours to judge."""
+        alone = gate is not None and gate.judge == TRUTH and gate.otherwise == "escalate"
+        if alone and known.data.get("escalate", ...) is None:
             raise PydanticCustomError(
                 "gate",
-                "a gate judged by truth has no larger model to go on with: give `escalate`, or `otherwise`: 'stop'",
+                "judged by truth there is no larger model to go on with: give `escalate`, or `otherwise`: 'stop'",
             )
-        return self
+        return gate
 
 
 class Row(_Spec):
