@@ -1,6 +1,8 @@
 """The question that each text is asked with: a chat whose answer the engine constrains to the labels.
 
-A run's questions begin alike and end in the text, so that an engine's prefix cache holds all but the text.
+A run's questions begin alike and end in the text, so that an engine's prefix cache holds all but the text. Examples are
+earlier turns of the chat unless the template has a place for them: small models follow those, and lose their way in one
+long message (docs/explanation/classification.md has the figures).
 """
 
 from __future__ import annotations
@@ -18,24 +20,18 @@ from tieryard.requests import CHAT, parse_body
 from tieryard.requests.classification import ClassificationSpec, Example, Label
 
 DEFAULT_TEMPLATE = """\
-Read the text and answer with the label that fits it best, as JSON.
+Classify the text into one of the labels.
 
-Labels:
 {labels}
+---
+{text}"""
 
-Text: {text}"""
+DEFAULT_SEVERAL = """\
+Classify the text: give all of these labels that fit it.
 
-DEFAULT_WITH_EXAMPLES = """\
-Read the text and answer with the label that fits it best, as JSON.
-
-Labels:
 {labels}
-
-{examples}
-
-Text: {text}"""
-
-DEFAULT_SEVERAL = "Read the text and answer with all labels that fit it, as JSON."
+---
+{text}"""
 
 ALTERNATIVES = 20
 """Likeliest tokens that are asked for beside each token of an answer: what a confidence is measured against."""
@@ -44,6 +40,7 @@ MOST_PER_TEXT = 16
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
 _KNOWN = ("text", "labels", "examples")
+_LINE = re.compile(r"^---[ \t]*\r?\n", re.MULTILINE)
 _STRUCTURE_TOKENS = 24  # braces, quotes, the member's name and the blanks between, however an engine lays them out
 _BETWEEN_TOKENS = 4  # quotes, comma and blanks between two labels
 
@@ -69,7 +66,7 @@ def body(spec: ClassificationSpec, text: str, *, model: str, logprobs: bool) -> 
     made = _made(_Same(spec))
     asked = {
         "model": model,
-        "messages": [{"role": "user", "content": made.question(text)}],
+        "messages": made.messages(text),
         "category": "classification",
         "response_format": made.response_format,
         "temperature": 0,
@@ -80,14 +77,16 @@ def body(spec: ClassificationSpec, text: str, *, model: str, logprobs: bool) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What all questions of a run share. `pieces` are the template's, and the text stands between each two."""
+    """What all questions of a run share. `before` are the messages that come first; `pieces` are those of the last one,
+    and the text stands between each two."""
 
+    before: tuple[dict[str, str], ...]
     pieces: tuple[str, ...]
     response_format: dict[str, Any]
     max_tokens: int
 
-    def question(self, text: str) -> str:
-        return text.join(self.pieces)
+    def messages(self, text: str) -> list[dict[str, str]]:
+        return [*self.before, _said("user", text.join(self.pieces))]
 
 
 class _Same:
@@ -109,21 +108,43 @@ class _Same:
 @lru_cache(maxsize=16)
 def _made(same: _Same) -> _Made:
     spec = same.spec
-    return _Made(_pieces(spec), _response_format(spec), _max_tokens(spec))
+    return _Made(*_written(spec), _response_format(spec), _max_tokens(spec))
 
 
 def template_of(spec: ClassificationSpec) -> str:
     """The run's own template, or ours."""
     if spec.template is not None:
         return spec.template
-    template = DEFAULT_WITH_EXAMPLES if spec.examples else DEFAULT_TEMPLATE
-    return template if not spec.multi_label else DEFAULT_SEVERAL + template[template.index("\n") :]
+    return DEFAULT_SEVERAL if spec.multi_label else DEFAULT_TEMPLATE
 
 
-def _pieces(spec: ClassificationSpec) -> tuple[str, ...]:
-    """One pass over the template, so that no placeholder is found in what has been put in."""
+def _written(spec: ClassificationSpec) -> tuple[tuple[dict[str, str], ...], tuple[str, ...]]:
+    """The messages before the last, and the pieces of that. What stands above a template's line is the system's word;
+    examples that have no place of their own are earlier turns."""
+    above, below = _halves(template_of(spec))
     known = {"labels": _listed(spec.labels), "examples": _shown(spec.examples, several=spec.multi_label)}
-    pieces, template, at = [""], template_of(spec), 0
+    pieces = _filled(below, known)
+    before = [] if above is None else [_said("system", "".join(_filled(above, known)).strip())]
+    if above is not None and "examples" not in _placeholders(template_of(spec)):
+        for example in spec.examples:
+            before.append(_said("user", example.text.join(pieces)))
+            before.append(_said("assistant", answer_text(example.answer, several=spec.multi_label)))
+    return tuple(before), pieces
+
+
+def _halves(template: str) -> tuple[str | None, str]:
+    """What stands above a line of `---`, None where there is no such line; and what below it."""
+    line = _LINE.search(template)
+    return (None, template) if line is None else (template[: line.start()], template[line.end() :])
+
+
+def _placeholders(template: str) -> set[str]:
+    return {match[2] for match in _PLACEHOLDER.finditer(template) if match[2] is not None}
+
+
+def _filled(template: str, known: dict[str, str]) -> tuple[str, ...]:
+    """What stands around the text. One pass, so that no placeholder is found in what has been put in."""
+    pieces, at = [""], 0
     for found in _PLACEHOLDER.finditer(template):
         pieces[-1] += template[at : found.start()]
         at = found.end()
@@ -135,6 +156,10 @@ def _pieces(spec: ClassificationSpec) -> tuple[str, ...]:
             pieces[-1] += known[found[2]]
     pieces[-1] += template[at:]
     return tuple(pieces)
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _listed(labels: Sequence[Label]) -> str:
@@ -187,17 +212,23 @@ def _check_labels(labels: Sequence[Label]) -> None:
 
 
 def _check_template(template: str, *, with_examples: bool) -> None:
-    found = {match[2] for match in _PLACEHOLDER.finditer(template)} - {None}
-    if unknown := sorted(found - set(_KNOWN)):
+    above, below = _halves(template)
+    if unknown := sorted(_placeholders(template) - set(_KNOWN)):
         raise RequestError(
             f"{{{unknown[0]}}} is no placeholder; there are {{text}}, {{labels}} and {{examples}}, and"
             f" {{{{{unknown[0]}}}}} for the word in braces",
             param="template",
         )
-    if "text" not in found:
+    if "text" not in _placeholders(template):
         raise RequestError("{text} is missing: no text would be read", param="template")
-    if with_examples and "examples" not in found:
-        raise RequestError("{examples} is missing: the examples would not be shown", param="template")
+    if above is not None and "text" in _placeholders(above):
+        raise RequestError("{text} must stand below the line of ---, in the question itself", param="template")
+    if above is None and with_examples and "examples" not in _placeholders(below):
+        raise RequestError(
+            "{examples} is missing: the examples would not be shown; give them their place, or put a line of --- above"
+            " the question, to show them as earlier turns",
+            param="template",
+        )
 
 
 def _check_example(example: Example, known: frozenset[str], number: int, *, several: bool) -> None:

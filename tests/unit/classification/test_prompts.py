@@ -19,10 +19,12 @@ def spec_of(**fields) -> ClassificationSpec:
     return ClassificationSpec.model_validate({"labels": LABELS, **fields})
 
 
+def messages(spec, text="It {labels} crashes."):
+    return prompts.body(spec, text, model="auto", logprobs=False)["messages"]
+
+
 def question(spec, text="It {labels} crashes."):
-    [message] = prompts.body(spec, text, model="auto", logprobs=False)["messages"]
-    assert message["role"] == "user"
-    return message["content"]
+    return "\n".join(message["content"] for message in messages(spec, text))
 
 
 def refused(**fields) -> RequestError:
@@ -46,25 +48,52 @@ def test_all_questions_of_a_run_begin_alike():
     assert len(one) - shared < 40  # engines keep what comes before
 
 
-def test_examples_are_shown_with_their_answers():
-    said = question(spec_of(examples=[EXAMPLE, {"text": "Too wide", "label": "Größe"}]))
-    assert 'I was charged twice.\n{"label": "billing"}' in said
-    assert '{"label": "Größe"}' in said
-    several = spec_of(
-        multi_label=True, examples=[{"text": "a", "labels": ["bug", "billing"]}, {"text": "b", "labels": []}]
-    )
-    prompts.check(several)
-    assert '{"labels": ["bug", "billing"]}' in question(several)
-    assert '{"labels": []}' in question(several)
+def test_examples_are_earlier_turns():
+    spec = spec_of(examples=[EXAMPLE, {"text": "Too {text} wide", "label": "Größe"}])
+    prompts.check(spec)
+    system, *turns, last = messages(spec, "A")
+    assert system["role"] == "system"
+    assert "- bug" in system["content"]
+    assert turns == [
+        {"role": "user", "content": "I was charged twice."},
+        {"role": "assistant", "content": '{"label": "billing"}'},
+        {"role": "user", "content": "Too {text} wide"},
+        {"role": "assistant", "content": '{"label": "Größe"}'},
+    ]
+    assert last == {"role": "user", "content": "A"}
+
+
+def test_examples_of_several_labels():
+    examples = [{"text": "a", "labels": ["bug", "billing"]}, {"text": "b", "labels": []}]
+    spec = spec_of(multi_label=True, examples=examples)
+    prompts.check(spec)
+    answers = [message["content"] for message in messages(spec) if message["role"] == "assistant"]
+    assert answers == ['{"labels": ["bug", "billing"]}', '{"labels": []}']
 
 
 def test_a_template_of_ones_own():
     template = 'Of {labels}:\n{examples}\n>>{text}<< {"label": 1} {{text}} {text} { text } {}'
     spec = spec_of(template=template, examples=[EXAMPLE])
     prompts.check(spec)
-    said = question(spec, "A")
-    assert said.endswith('>>A<< {"label": 1} {text} A { text } {}')
-    assert said.startswith("Of - billing")
+    [message] = messages(spec, "A")
+    assert message["role"] == "user"
+    assert message["content"].endswith('>>A<< {"label": 1} {text} A { text } {}')
+    assert message["content"].startswith("Of - billing")
+    assert 'Text: I was charged twice.\n{"label": "billing"}' in message["content"]
+
+
+def test_a_template_with_a_line():
+    spec = spec_of(template="Of\n{labels}\n---\nText: {text}\n---\nLabel:", examples=[EXAMPLE])
+    prompts.check(spec)
+    system, asked, answered, last = messages(spec, "A")
+    assert system["content"].startswith("Of\n- billing")
+    assert asked["content"] == "Text: I was charged twice.\n---\nLabel:"
+    assert answered["content"] == '{"label": "billing"}'
+    assert last["content"] == "Text: A\n---\nLabel:"
+    placed = spec_of(template="Of {labels}\n\n{examples}\n---\n{text}", examples=[EXAMPLE])
+    prompts.check(placed)
+    assert [message["role"] for message in messages(placed)] == ["system", "user"]
+    assert "charged twice" in messages(placed)[0]["content"]
 
 
 def test_the_body_is_a_chat_that_the_api_takes():
@@ -86,7 +115,7 @@ def test_several_labels_are_a_list():
     schema = prompts.body(spec_of(multi_label=True), "a", model="auto", logprobs=False)["response_format"]
     labels = schema["json_schema"]["schema"]["properties"]["labels"]
     assert labels == {"type": "array", "items": {"type": "string", "enum": ["billing", "bug", "Größe"]}, "maxItems": 3}
-    assert "all labels" in question(spec_of(multi_label=True))
+    assert "give all of these labels" in question(spec_of(multi_label=True))
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=100), min_size=2, unique=True))
@@ -104,6 +133,8 @@ def test_every_label_has_room(names):
         ({"template": "{text} {Label}"}, "template", "{Label} is no placeholder"),
         ({"template": "{text}", "examples": [EXAMPLE]}, "template", "{examples} is missing"),
         ({"template": "{{text}}"}, "template", "{text} is missing"),
+        ({"template": "{text}\n---\n{labels}"}, "template", "below the line"),
+        ({"template": "{text}\n---\n{text}"}, "template", "below the line"),
         (
             {"labels": [{"name": "a"}, {"name": "b"}, {"name": "a"}]},
             "labels",
