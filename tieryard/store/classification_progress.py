@@ -24,7 +24,8 @@ class Policy:
     below: float | None = None
 
 
-# How far texts have their last answers, from where that was known: the first without one ends the look.
+# How far texts have their last answers, from where that was known: the first without one ends the look. psycopg sends a
+# small number as a smallint, so what is added to one is made an integer first.
 _SETTLED = """
 WITH ahead AS MATERIALIZED (
     SELECT t.text_no, f.labels IS NOT NULL OR l.labels IS NOT NULL OR j.labels IS NOT NULL AS labelled,
@@ -38,15 +39,15 @@ WITH ahead AS MATERIALIZED (
         ON l.classification_id = %(id)s AND l.text_no = t.text_no AND l.stage = 'escalate'
     LEFT JOIN classification_answer j
         ON j.classification_id = %(id)s AND j.text_no = t.text_no AND j.stage = 'judge'
-    WHERE t.classification_id = %(id)s AND t.text_no > %(after)s AND t.text_no <= %(after)s + %(most)s
+    WHERE t.classification_id = %(id)s AND t.text_no > %(after)s AND t.text_no <= %(after)s::int + %(most)s
 )
 SELECT count(*), count(*) FILTER (WHERE NOT labelled) FROM ahead
-WHERE text_no < coalesce((SELECT min(text_no) FROM ahead WHERE NOT settled), %(after)s + %(most)s + 1)
+WHERE text_no < coalesce((SELECT min(text_no) FROM ahead WHERE NOT settled), %(after)s::int + %(most)s + 1)
 """
 
 _FINAL_ROWS = """
 UPDATE classification c SET settled_to = %(settled)s, failed = failed + %(failed)s, final_rows = coalesce(
-    (SELECT first_row - 1 FROM classification_text t WHERE t.classification_id = c.id AND t.text_no = %(settled)s + 1),
+    (SELECT first_row - 1 FROM classification_text t WHERE t.classification_id = c.id AND t.text_no = %(settled)s::int + 1),
     c.received)
 WHERE id = %(id)s
 """
