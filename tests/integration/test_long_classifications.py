@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tieryard.requests.classification import ClassificationSpec, Label
@@ -15,7 +13,7 @@ TEXTS = 40_000
 
 
 @pytest.fixture
-def run(store: Store, tenant: int) -> Iterator[ClassificationRun]:
+def run(store: Store, tenant: int) -> ClassificationRun:
     """All of whose texts are answered, and 28,000 of them settled."""
     spec = ClassificationSpec(labels=[Label(name="bug"), Label(name="billing")])
     run_id = classifications.create(store, NewRun(tenant, None, spec), None)
@@ -32,7 +30,7 @@ def run(store: Store, tenant: int) -> Iterator[ClassificationRun]:
             "asked_to = %(texts)s, settled_to = 28000, final_rows = 28000 WHERE id = %(id)s",
         ):
             connection.execute(statement, told)
-    yield classifications.get(store, run_id)
+    return classifications.get(store, run_id)
 
 
 @pytest.mark.parametrize("most", [5000, 32_000])
@@ -42,3 +40,16 @@ def test_rows_beyond_32_767_are_settled_and_read(store: Store, run: Classificati
     assert (now.settled_to, now.final_rows) == (TEXTS, TEXTS)
     found = classification_reads.results(store, now, after=32_760, limit=10_000)
     assert [one.row for one in found] == list(range(32_761, TEXTS + 1))
+
+
+def test_a_run_that_statistics_know_nothing_of_is_read_by_its_keys(store: Store, run: ClassificationRun) -> None:
+    """A plan that reads all answers for each text takes minutes here, and days for a million."""
+    with store.transaction() as connection:
+        connection.execute(f"SET LOCAL statement_timeout = '{_MOST_S}s'")
+        plain = {"all_larger": False, "below": 0.5}
+        connection.execute(classification_progress._SETTLED, {"id": run.id, "after": 0, "most": 20_000, **plain})
+        page = {"id": run.id, "after": 0, "last": TEXTS, "limit": 20_000}
+        assert len(connection.execute(classification_reads._RESULTS, page).fetchall()) == 20_000
+
+
+_MOST_S = 10

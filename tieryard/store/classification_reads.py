@@ -10,16 +10,21 @@ from typing import Any
 from tieryard.store.classifications import ClassificationRun
 from tieryard.store.connection import Store
 
-# By primary keys. A text's cost stands at its first row, so that the rows add up to what the ledger says.
+# By primary keys: OFFSET 0 keeps each join to one index look a row, whatever the statistics say of a new run. A text's
+# cost stands at its first row, so that the rows add up to what the ledger says.
 _RESULTS = """
 SELECT r.row_no, t.first_row, f.labels, f.confidence, f.model, f.error, j.labels, j.confidence, j.model, j.error,
        l.labels, l.confidence, l.model, l.error,
        coalesce(f.cost_usd, 0) + coalesce(j.cost_usd, 0) + coalesce(l.cost_usd, 0)
 FROM classification_row r
-JOIN classification_text t ON t.classification_id = %(id)s AND t.text_no = r.text_no
-LEFT JOIN classification_answer f ON f.classification_id = %(id)s AND f.text_no = r.text_no AND f.stage = 'first'
-LEFT JOIN classification_answer j ON j.classification_id = %(id)s AND j.text_no = r.text_no AND j.stage = 'judge'
-LEFT JOIN classification_answer l ON l.classification_id = %(id)s AND l.text_no = r.text_no AND l.stage = 'escalate'
+CROSS JOIN LATERAL (SELECT * FROM classification_text t WHERE t.classification_id = %(id)s
+    AND t.text_no = r.text_no OFFSET 0) t
+LEFT JOIN LATERAL (SELECT * FROM classification_answer a WHERE a.classification_id = %(id)s
+    AND a.text_no = r.text_no AND a.stage = 'first' OFFSET 0) f ON true
+LEFT JOIN LATERAL (SELECT * FROM classification_answer a WHERE a.classification_id = %(id)s
+    AND a.text_no = r.text_no AND a.stage = 'judge' OFFSET 0) j ON true
+LEFT JOIN LATERAL (SELECT * FROM classification_answer a WHERE a.classification_id = %(id)s
+    AND a.text_no = r.text_no AND a.stage = 'escalate' OFFSET 0) l ON true
 WHERE r.classification_id = %(id)s AND r.row_no > %(after)s AND r.row_no <= %(last)s
 ORDER BY r.row_no LIMIT %(limit)s
 """
