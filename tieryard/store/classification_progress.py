@@ -26,7 +26,8 @@ class Policy:
 
 # How far texts have their last answers, from where that was known: the first without one ends the look. OFFSET 0 keeps
 # each join to one index look a text, whatever the statistics say: those of a new run know nothing of it, and by them
-# all answers of the run were read for each text (5,000 texts among 40,000 took 80 s).
+# all answers of the run were read for each text (5,000 texts among 40,000 took 80 s). psycopg sends a small number as a
+# smallint, so what is added to one is made an integer first.
 _SETTLED = """
 WITH ahead AS MATERIALIZED (
     SELECT t.text_no, f.labels IS NOT NULL OR l.labels IS NOT NULL OR j.labels IS NOT NULL AS labelled,
