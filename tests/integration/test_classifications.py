@@ -565,6 +565,16 @@ def test_a_model_that_is_served_no_more_fails_the_run_and_nothing_else(desk: Des
     assert desk.finish(fine)["state"] == "completed"
 
 
+def test_probabilities_of_tokens_are_not_kept(desk: Desk) -> None:
+    run = desk.create(rows=numbered(3))
+    desk.tick()
+    desk.fleet()
+    assert make.count(desk.store, "result", "extra ? 'logprobs'") == 3
+    assert desk.finish(run)["state"] == "completed"
+    assert make.count(desk.store, "result", "extra IS NOT NULL") == 0
+    assert desk.results(run)[0]["confidence"] == pytest.approx(0.9)
+
+
 def test_the_parts_are_batches_of_the_owner(desk: Desk, small_parts: None) -> None:
     run = desk.create(rows=numbered(15))
     desk.finish(run)

@@ -118,10 +118,16 @@ SELECT job.id, t.text_no, job.deployment, job.state, result.output, result.finis
        coalesce(result.error, result.error_kind),
        (SELECT coalesce(sum(cost_usd), 0) FROM ledger WHERE ledger.job_id = job.id AND ledger.kind = 'inference')
 FROM classification_part p
-CROSS JOIN LATERAL unnest(p.text_nos[%(from)s + 1:%(to)s]) WITH ORDINALITY AS t (text_no, n)
+CROSS JOIN LATERAL unnest(p.text_nos[%(from)s::int + 1:%(to)s]) WITH ORDINALITY AS t (text_no, n)
 JOIN job ON job.id = p.batch_id + %(from)s + t.n
 LEFT JOIN result ON result.job_id = job.id
 WHERE p.classification_id = %(id)s AND p.part_no = %(part)s ORDER BY job.id
+"""
+
+# Probabilities of tokens are most of an answer's size (some 5 kB of 6), and of no use once a confidence was made of
+# them: a run of a million rows would leave gigabytes of them.
+_FORGET = """
+UPDATE result SET extra = nullif(extra - 'logprobs', '{}') WHERE job_id = ANY(%(jobs)s) AND extra ? 'logprobs'
 """
 
 _COLLECTED = """
@@ -182,6 +188,7 @@ def collect(store: Store, run_id: int, part: Part, found: Sequence[Found]) -> bo
                 copy.write_row(
                     (run_id, one.text_no, one.stage, one.job_id, labels, one.confidence, one.model, one.cost_usd, error)
                 )
+        connection.execute(_FORGET, {"jobs": [one.job_id for one in found]})
         _count(connection, run, found)
     return True
 
