@@ -20,6 +20,7 @@ from api import (
     benchmarks,
     budgets,
     calls,
+    classifications,
     costs,
     files,
     golden,
@@ -33,6 +34,7 @@ from api import (
     webhooks,
 )
 from api.body_limit import BodyLimit
+from api.classification_shapes import ClassificationComplete, ClassificationResume
 from api.files import MULTIPART_BYTES
 from api.rate_headers import RateHeaders, note_headers, noted_headers
 from api.refusals import Refusal, internal_error, refuse
@@ -42,12 +44,13 @@ from tieryard.bench.asking import BenchmarkCreate
 from tieryard.complaints import complaint
 from tieryard.errors import LimitError, RequestError, StoreError, TieryardError, UnavailableError, UserError
 from tieryard.requests import BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, JobCreate
+from tieryard.requests.classification import ClassificationCreate
 from tieryard.requests.quote import QuoteCreate
 from tieryard.settings import Settings
 
 _PARTS = (
-    calls, jobs, outcomes, files, batches, quotes, costs, benchmarks, budgets, golden, models, route, webhooks,
-    health, prometheus,
+    calls, jobs, outcomes, files, batches, classifications, quotes, costs, benchmarks, budgets, golden, models, route,
+    webhooks, health, prometheus,
 )  # fmt: skip
 
 
@@ -141,10 +144,13 @@ async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
 
 BODIES_READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     JobCreate, BatchCreate, ChatCreate, CompletionCreate, EmbeddingCreate, BenchmarkCreate, QuoteCreate,
+    ClassificationCreate, ClassificationComplete, ClassificationResume,
 )  # fmt: skip
 
 
-_MAKES_NOTHING = ("/cancel", "/outcome", route.PATH, golden.PATH, *webhooks.MAKE_NOTHING)
+_MAKES_NOTHING = (
+    "/cancel", "/complete", "/resume", "/rows", "/outcome", route.PATH, golden.PATH, *webhooks.MAKE_NOTHING,
+)  # fmt: skip
 """Or, of a golden set, the same thing however often it is sent."""
 _IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",

@@ -53,9 +53,21 @@ _BODY = {
 }
 
 
+_MOST_OF_SAMPLE = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the query says of a list."""
+
+    tier: str | None
+    deadline: str | None
+    sample_of: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is to be priced: its requests in parts, how one is read, and what holds for all. `seed` is the sample's."""
+    """What is to be priced: its requests in parts, how one is read, and what holds for all."""
 
     requests: int
     parts: Iterable[list[tuple[int, str]]]
@@ -72,13 +84,22 @@ async def create_quote(
     holder: BatchDep,
     tier: Annotated[str | None, Query(description="Of a list: the only tier to price. Default: all.")] = None,
     deadline: Annotated[str | None, Query(description="Of a list: when all is to be done, such as `6h`.")] = None,
+    sample_of: Annotated[
+        int | None,
+        Query(
+            ge=1,
+            le=_MOST_OF_SAMPLE,
+            description="Of a list that is drawn by chance: from how many jobs. Those are priced.",
+        ),
+    ] = None,
 ) -> QuotePublic:
     """Prices a batch before it runs: tokens, cost and finish time under each tier, and the cheapest tier that is in
     time. Nothing is run, reserved or charged."""
     body = (await request.body()).removeprefix(codecs.BOM_UTF8)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     mark = mark_of(request, holder.tenant_id, body)
-    return await run_in_threadpool(_create, state, holder, body, kind in NDJSON, tier, deadline, mark)
+    told = _Told(tier, deadline, sample_of)
+    return await run_in_threadpool(_create, state, holder, body, kind in NDJSON, told, mark)
 
 
 @router.get("")
@@ -100,22 +121,14 @@ def get_quote(state: StateDep, holder: ReadDep, quote_id: str) -> QuotePublic:
     return QuotePublic.of(quotes.get(state.store, internal("quote", quote_id), tenant_id=holder.tenant_id))
 
 
-def _create(
-    state: State,
-    holder: Holder,
-    body: bytes,
-    is_lines: bool,
-    tier: str | None,
-    deadline: str | None,
-    mark: Mark | None,
-) -> QuotePublic:
+def _create(state: State, holder: Holder, body: bytes, is_lines: bool, told: _Told, mark: Mark | None) -> QuotePublic:
     if (made_before := idempotency.find(state.store, mark)) is not None:
         return QuotePublic.of(quotes.get(state.store, made_before, tenant_id=holder.tenant_id))
     now = datetime.now(tz=UTC)
     if is_lines or _STARTS_LIST.match(body):
-        asked = _list(state, body, is_lines, tier, deadline)
+        asked = _list(state, body, is_lines, told)
     else:
-        asked = _file(state, holder, body, tier, deadline)
+        asked = _file(state, holder, body, told)
     due = due_at(asked.deadline, now)
     tiers = [state.admission.check_tier(asked.tier)] if asked.tier is not None else list(state.catalog.tiers)
     reading = quoting.read(
@@ -152,15 +165,18 @@ def _nothing_good(reading: quoting.Reading) -> RequestError:
     return RequestError(f"{first.message}; no line that was read is a job", param=first.param, line=first.line)
 
 
-def _list(state: State, body: bytes, is_lines: bool, tier: str | None, deadline: str | None) -> _Asked:
+def _list(state: State, body: bytes, is_lines: bool, told: _Told) -> _Asked:
     lines = split_lines(body) if is_lines else split_list(body)
     if not lines:
         raise RequestError("expected at least one job")
     if len(lines) > state.settings.max_list_jobs:
         raise RequestError(f"{len(lines)} jobs; a list may have {state.settings.max_list_jobs}")
+    requests = told.sample_of or len(lines)
+    if requests < len(lines):
+        raise RequestError(f"{len(lines)} jobs are no sample of {requests}", param="sample_of")
     numbers = quoting.draw_lines(len(lines), len(body))
     drawn = lines if numbers is None else [lines[n - 1] for n in numbers]
-    return _Asked(len(lines), _in_parts(drawn), _native, tier, deadline)
+    return _Asked(requests, _in_parts(drawn), _native, told.tier, told.deadline)
 
 
 def _in_parts(lines: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, str]]]:
@@ -175,9 +191,9 @@ def _native(number: int, line: str) -> JobRequest:
     return wanted
 
 
-def _file(state: State, holder: Holder, body: bytes, tier: str | None, deadline: str | None) -> _Asked:
-    for name, value in (("tier", tier), ("deadline", deadline)):
-        if value is not None:
+def _file(state: State, holder: Holder, body: bytes, told: _Told) -> _Asked:
+    for name in ("tier", "deadline", "sample_of"):
+        if getattr(told, name) is not None:
             raise RequestError("is for lists; a file's stands in the body", param=name)
     wanted = parse_quote(body)
     try:

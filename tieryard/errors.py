@@ -14,6 +14,7 @@ TieryardError
 │       └── BudgetError       a hard budget does not cover it
 ├── UnavailableError          nothing that could serve it is up, or it is full; carries `retry_after_s`
 │   └── MetricsAwayError      Redis does not answer, and what was asked for is only there
+├── UnreadableError           an answer that holds none of the labels that were asked for
 ├── JobFailedError            a call's job has ended without an answer; `kind` is the word that its result has
 ├── EngineError               what an engine did to one request
 │   ├── RetryableError        the job is fine, try again later
@@ -122,6 +123,10 @@ class UnavailableError(TieryardError):
 
 class MetricsAwayError(UnavailableError):
     code = "metrics_away"
+
+
+class UnreadableError(TieryardError):
+    pass
 
 
 class JobFailedError(TieryardError):

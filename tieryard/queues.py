@@ -33,6 +33,9 @@ CALLBACKS = "callbacks"
 BENCHMARK = "benchmark"
 """Nudges for the benchmark worker: a run waits, or a schedule may be due."""
 
+CLASSIFYING = "classifying"
+"""Nudges for the worker of classification runs: rows have come, or there are no more."""
+
 BEHIND_S = 365 * 86_400.0
 """Added to the due time of jobs of the system's own: all that anybody waits for is due sooner."""
 

@@ -38,7 +38,7 @@ RUNNING = "fleet.json"
 """In the data directory while the fleet runs: where its parts are, for other commands on this machine."""
 
 _API = "api"
-_WORKERS = ("expand", "classify", "callback", "benchmark", "beat")
+_WORKERS = ("expand", "classify", "classifying", "callback", "benchmark", "beat")
 _READY_WITHIN_S = 120.0  # beyond what an engine is allowed for its start
 _SETTLE_S = CLOSE_WITHIN_S + 8.0  # beyond a drain: to end a vLLM, to write endings and let go
 _STEADY_S = 10.0  # a process that ran this long is started again at once

@@ -14,14 +14,14 @@ from celery.beat import Scheduler, Service
 from tieryard.catalog import Catalog
 from tieryard.errors import UserError
 from tieryard.lease import OUTDATED_EXIT
-from tieryard.queues import BENCHMARK, CALLBACKS, EXPAND, model_queue, replica_queue, tier_queue
+from tieryard.queues import BENCHMARK, CALLBACKS, CLASSIFYING, EXPAND, model_queue, replica_queue, tier_queue
 from tieryard.settings import load_settings
 from tieryard.store import Store, workers
 from workers.yard import Yard, gate_of, left_queues, taking_tiers
 
 RESCUE = "rescue"
 _BEAT_STOPS_WITHIN_S = 5.0
-_TICKS_S = {RESCUE: 1.0, BENCHMARK: 2.0, EXPAND: 5.0, CALLBACKS: 5.0}
+_TICKS_S = {RESCUE: 1.0, CLASSIFYING: 1.0, BENCHMARK: 2.0, EXPAND: 5.0, CALLBACKS: 5.0}
 
 cli = typer.Typer(help="Run one worker process of the fleet.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -115,6 +115,18 @@ def callback() -> None:
 
 
 @cli.command()
+def classifying() -> None:
+    """Works off classification runs: has their texts asked, and reads labels from the answers."""
+    from workers.classifying import Classifying
+
+    yard = Yard("classifying", load_settings(), consume=[CLASSIFYING])
+    worker = Classifying(yard, yard.admission())
+    yard.task(CLASSIFYING, worker.tick)
+    yard.in_force.follow(worker.prepare)
+    yard.consume(stopping=worker.stop)
+
+
+@cli.command()
 def benchmark() -> None:
     """Measures deployments: benchmark runs, as they are asked for and as schedules want them."""
     from workers.benchmark import Benchmarker
@@ -128,7 +140,7 @@ def benchmark() -> None:
 
 @cli.command()
 def beat() -> None:
-    """Celery beat: ticks for rescue and benchmarks, and for expansion and callbacks whose nudge was lost."""
+    """Celery beat: ticks for rescue, runs and benchmarks, and for expansion and callbacks whose nudge was lost."""
     yard = Yard("beat", load_settings(), consume=list(_TICKS_S))
     for name, every_s in _TICKS_S.items():
         # A tick that waited longer than its interval has been overtaken by the next one.

@@ -36,6 +36,7 @@ COMMANDS = {
     "api": ["python", "-m", "api", "--host", "0.0.0.0", "--port", "8000"],
     "expand": ["python", "-m", "workers", "expand"],
     "classify": ["python", "-m", "workers", "classify"],
+    "classifying": ["python", "-m", "workers", "classifying"],
     "callback": ["python", "-m", "workers", "callback"],
     "benchmark": ["python", "-m", "workers", "benchmark"],
     "beat": ["python", "-m", "workers", "beat"],

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from tieryard.errors import AuthError, NotFoundError, TieryardError, UserError
+from tieryard.errors import AuthError, ConflictError, NotFoundError, TieryardError, UserError
 
 UrlOption = Annotated[str, typer.Option(envvar="TIERYARD_URL", help="The fleet's API.")]
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -33,6 +33,27 @@ def key_headers() -> dict[str, str]:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise UserError("TIERYARD_API_KEY is no key: a key has only letters, digits, '-' and '_'")
     return {"authorization": f"Bearer {key}"}
+
+
+def answer_of(answer: httpx.Response, url: str) -> dict[str, Any]:
+    """What the API at `url` has answered. Raises a UserError that repeats how it refused, TieryardError for its own
+    faults."""
+    if answer.status_code == httpx.codes.NO_CONTENT:
+        return {}
+    try:
+        found: Any = answer.json()
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise TieryardError(f"{url} answered HTTP {answer.status_code} without JSON; is this a fleet's API?")
+    if answer.is_success:
+        return found
+    said = found.get("error")
+    message = (said.get("message") if isinstance(said, dict) else None) or f"HTTP {answer.status_code}"
+    kind = {401: AuthError, 404: NotFoundError, 409: ConflictError}.get(answer.status_code, UserError)
+    if answer.status_code >= 500:
+        raise TieryardError(f"the fleet answered {answer.status_code}: {message}")
+    raise kind(message)
 
 
 class Client:
@@ -62,22 +83,7 @@ class Client:
                 answer = http.request(method, path, **kwargs)
         except httpx.HTTPError as error:
             raise TieryardError(f"no answer from {self._url}: {error}; is the fleet up?") from error
-        if answer.status_code == httpx.codes.NO_CONTENT:
-            return {}
-        try:
-            found: Any = answer.json()
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise TieryardError(f"{self._url} answered HTTP {answer.status_code} without JSON; is this a fleet's API?")
-        if answer.is_success:
-            return found
-        said = found.get("error")
-        message = (said.get("message") if isinstance(said, dict) else None) or f"HTTP {answer.status_code}"
-        kind = {401: AuthError, 404: NotFoundError}.get(answer.status_code, UserError)
-        if answer.status_code >= 500:
-            raise TieryardError(f"the fleet answered {answer.status_code}: {message}")
-        raise kind(message)
+        return answer_of(answer, self._url)
 
     def jobs(self, batch: str) -> list[dict[str, Any]]:
         """All jobs of a batch, in input order."""

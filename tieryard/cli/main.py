@@ -11,6 +11,7 @@ from tieryard import __version__
 from tieryard.cli import (
     bench,
     budgets,
+    classify,
     config,
     costs,
     deployments,
@@ -48,6 +49,7 @@ cli.command()(money.tco)
 cli.command()(costs.invoice)
 cli.command()(up.migrate)
 cli.add_typer(quote.cli, name="quote")
+cli.add_typer(classify.cli, name="classify")
 cli.add_typer(jobs.cli, name="jobs")
 cli.add_typer(route.cli, name="route")
 cli.add_typer(router.cli, name="router")

@@ -7,14 +7,15 @@ from typing import Any
 
 from tieryard.engines import Delta, Done, Stream, Usage
 from tieryard.engines.load import Load
+from tieryard.engines.made_up import MadeUp, make_up
 from tieryard.engines.vetting import Expected
 
 _DIMENSIONS = 4
 
 
 class InstantEngine:
-    """Answers every prompt with one word after `delay_ms`, and every input with a vector that its length decides.
-    Its prompt token count is the words that it was given."""
+    """Answers every prompt with one word after `delay_ms`, one under a JSON schema with what `made_up` makes of it, and
+    every input with a vector that its length decides. Its prompt token count is the words that it was given."""
 
     url = None
 
@@ -46,8 +47,23 @@ class InstantEngine:
             yield Delta("", extra={"embeddings": [[len(text) / (i + 1) for i in range(size)] for text in texts]})
             yield Done("stop", Usage(prompt_tokens=words, completion_tokens=0), "instant")
             return
-        yield Delta("done", Usage(words, 1))
-        yield Done("stop", Usage(prompt_tokens=words, completion_tokens=1), "instant")
+        made = _made_up(body, texts)
+        usage = Usage(prompt_tokens=words, completion_tokens=len(made.pieces))
+        extra = {"logprobs": made.logprobs(body.get("top_logprobs") or 0)} if _wants_logprobs(body) else None
+        yield Delta(made.text, usage, extra)
+        yield Done("length" if made.cut else "stop", usage, "instant")
+
+
+def _made_up(body: dict[str, Any], texts: list[str]) -> MadeUp:
+    """One word, or what a JSON schema asks for, as far as `max_tokens` goes."""
+    schema = (body.get("response_format") or {}).get("json_schema")
+    if schema is None:
+        return MadeUp(["done"], [[("done", 0.0)]])
+    return make_up(schema.get("schema") or {}, "\n".join(texts)).shortened(body.get("max_tokens"))
+
+
+def _wants_logprobs(body: dict[str, Any]) -> bool:
+    return "messages" in body and bool(body.get("logprobs"))
 
 
 def _texts(body: dict[str, Any]) -> list[str]:

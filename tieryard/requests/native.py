@@ -61,6 +61,12 @@ class JobCreate(BaseModel):
     response_format: ResponseFormat | None = Field(
         default=None, description="`json_schema` or `json_object`, as OpenAI's API takes it."
     )
+    logprobs: bool | None = Field(
+        default=None, description="Whether the answer's `extra` has its tokens' probabilities."
+    )
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="Likeliest tokens beside each of the answer's; needs `logprobs`."
+    )
     custom_id: str | None = Field(default=None, max_length=256, description="Your own name for it, given back.")
     metadata: Metadata | None = Field(default=None, description="Your own notes, given back.")
     callback_url: AnyHttpUrl | None = Field(default=None, description="Told when the job is final, signed.")
@@ -77,6 +83,8 @@ class JobCreate(BaseModel):
             raise ValueError("give exactly one of `prompt` and `messages`")
         if self.messages is not None and not any(m.content.strip() for m in self.messages):
             raise ValueError("`messages` must not all be empty")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` needs `logprobs: true`")
         return self
 
     def request(self) -> Request:
@@ -86,7 +94,7 @@ class JobCreate(BaseModel):
         else:
             conversation = [{"role": m.role, "content": m.content} for m in self.messages]
         body: dict[str, Any] = {"messages": conversation, "max_tokens": self.max_tokens}
-        for name in ("temperature", "top_p", "seed", "stop", "response_format"):
+        for name in ("temperature", "top_p", "seed", "stop", "response_format", "logprobs", "top_logprobs"):
             if (value := getattr(self, name)) is not None:
                 body[name] = value
         return Request(

@@ -205,14 +205,21 @@ def save_batch(store: Store, new: NewBatch, lines: list[str], *, mark: Mark | No
 
 
 def put_batch(
-    connection: Connection, batch_id: int, new: NewBatch, lines: list[str], *, mark: Mark | None = None
+    connection: Connection,
+    batch_id: int,
+    new: NewBatch,
+    lines: list[str],
+    *,
+    mark: Mark | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """`save_batch` in the caller's transaction, under `len(lines) + 1` ids that it has reserved."""
     with connection.cursor().copy("COPY line (source_id, line_no, body) FROM STDIN") as copy:
         for number, body in enumerate(lines, start=1):
             copy.write_row((batch_id, number, body))
     # After the lines: whoever comes with the same key waits for this row's commit, and not for the COPY.
-    _insert(connection, batch_id, new, mark, source=batch_id, total=len(lines), requests=len(lines))
+    own = {"source": batch_id, "total": len(lines), "requests": len(lines), "metadata": _json(metadata)}
+    _insert(connection, batch_id, new, mark, **own)
 
 
 def save_file_batch(store: Store, new: NewBatch, made: FileBatch, *, mark: Mark | None = None) -> int:
@@ -234,12 +241,16 @@ def save_file_batch(store: Store, new: NewBatch, made: FileBatch, *, mark: Mark 
             requests=file.requests,
             endpoint=made.endpoint,
             window=made.window,
-            metadata=orjson.dumps(made.metadata).decode() if made.metadata is not None else None,
+            metadata=_json(made.metadata),
             reuse=made.reuse,
             expires_s=int(window.total_seconds()) if window else None,
             fault=orjson.dumps(made.fault).decode() if made.fault else None,
         )
     return batch_id
+
+
+def _json(metadata: dict[str, str] | None) -> str | None:
+    return orjson.dumps(metadata).decode() if metadata is not None else None
 
 
 def _insert(connection: Connection, batch_id: int, new: NewBatch, mark: Mark | None, **own: Any) -> None:

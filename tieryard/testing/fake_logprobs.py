@@ -1,35 +1,28 @@
-"""Logprobs as vLLM writes them, for the fake: each token is the likeliest, and its alternatives are `alt1 alt2 …`."""
+"""Logprobs as vLLM writes them, for the fake. Of a free answer each token is the likeliest, and its alternatives are
+`alt1 alt2 …`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
+from tieryard.engines.made_up import Ranked
+
 _CHOSEN, _STEP = -0.25, -1.0
+_MOST = 21  # what vLLM gives at most, and the token itself
 
 
-def chat_logprobs(tokens: list[str], tops: int) -> dict[str, Any]:
-    return {"content": [{**_item(*_ranked(t, 1)[0]), "top_logprobs": _tops(t, tops)} for t in tokens]}
+def free_ranks(pieces: Sequence[str]) -> list[Ranked]:
+    """A free answer's tokens with their alternatives, likeliest first."""
+    return [[(f"alt{i}" if i else piece, _CHOSEN + i * _STEP) for i in range(_MOST)] for piece in pieces]
 
 
-def plain_logprobs(tokens: list[str], tops: int, offset: int) -> dict[str, Any]:
+def plain_logprobs(pieces: Sequence[str], ranked: Sequence[Ranked], tops: int, offset: int) -> dict[str, Any]:
     """`offset` is how many characters of the answer came before."""
     return {
-        "text_offset": list(accumulate(map(len, tokens), initial=offset))[:-1],
-        "token_logprobs": [_CHOSEN for _ in tokens],
-        "tokens": tokens,
-        "top_logprobs": [dict(_ranked(token, max(tops, 1))) for token in tokens],
+        "text_offset": list(accumulate(map(len, pieces), initial=offset))[:-1],
+        "token_logprobs": [dict(ranks)[piece] for piece, ranks in zip(pieces, ranked, strict=True)],
+        "tokens": list(pieces),
+        "top_logprobs": [dict(ranks[: max(tops, 1)]) for ranks in ranked],
     }
-
-
-def _tops(token: str, count: int) -> list[dict[str, Any]]:
-    return [_item(*ranked) for ranked in _ranked(token, count)]
-
-
-def _ranked(token: str, count: int) -> list[tuple[str, float]]:
-    """The token and its alternatives, likeliest first."""
-    return [(f"alt{i}" if i else token, _CHOSEN + i * _STEP) for i in range(count)]
-
-
-def _item(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}

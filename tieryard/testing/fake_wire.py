@@ -9,7 +9,18 @@ from typing import Any
 
 import orjson
 
-from tieryard.testing.fake_logprobs import chat_logprobs, plain_logprobs
+from tieryard.engines.made_up import (
+    MadeUp,
+    Ranked,
+    chat_logprobs,
+    doubted,
+    first_of,
+    how_sure,
+    instance,
+    make_up,
+    pieces_of,
+)
+from tieryard.testing.fake_logprobs import free_ranks, plain_logprobs
 from tieryard.testing.fault_plan import FakePlan, Fault
 
 _ERROR_TYPES = {400: "BadRequestError", 404: "NotFoundError"}
@@ -65,7 +76,8 @@ class Generation(Ask):
     """A chat or a plain completion: what to answer, a piece a token, and how to write it.
 
     With `call` the answer is a call of that function, and the pieces are its opening and its arguments.
-    `tops` is how many alternatives each token's logprobs have; None where none were asked for.
+    `tops` is how many alternatives each token's logprobs have; None where none were asked for. `ranked` are the
+    alternatives, and what the wire has of them where it is None.
     """
 
     chat: bool
@@ -76,6 +88,7 @@ class Generation(Ask):
     running_usage: bool
     call: str | None = None
     tops: int | None = None
+    ranked: list[Ranked] | None = None
 
     @property
     def completion_tokens(self) -> int:
@@ -146,9 +159,10 @@ class Generation(Ask):
         if self.tops is None or self.call:
             return None
         pieces = self.pieces[first:last]
+        ranked = free_ranks(pieces) if self.ranked is None else self.ranked[first:last]
         if self.chat:
-            return chat_logprobs(pieces, self.tops)
-        return plain_logprobs(pieces, self.tops, len("".join(self.pieces[:first])))
+            return chat_logprobs(pieces, ranked, self.tops)
+        return plain_logprobs(pieces, ranked, self.tops, len("".join(self.pieces[:first])))
 
     def _usage(self, tokens: int, *, final: bool = False) -> dict[str, Any]:
         prompt = self.prompt_tokens
@@ -218,17 +232,21 @@ def read_generation(body: dict[str, Any], plan: FakePlan, *, number: int, arrive
     most = plan.context_limit - prompt_tokens if wanted is None else wanted
     fault = plan.fault_for(number, prompt)
     name = fault.name if fault is not None else ""
-    call = _called(body) if chat else None
+    call, schema = _called(body) if chat else None, _schema(body)
+    ranked = None
     if name == "empty":
         full = []
     elif call is not None:
-        full = ["", orjson.dumps(smallest_instance(call.get("parameters") or {})).decode()]
+        full = ["", orjson.dumps(instance(call.get("parameters") or {}, first_of)).decode()]
+    elif schema is not None:
+        made = _made_up(schema, plan, prompt)
+        full, ranked = made.pieces, made.ranked
     elif plan.says is not None and (said := plan.says(prompt)) is not None:
-        full = _pieces(said)
+        full = pieces_of(said)
     else:
-        full = _answer(body, plan.length if not body.get("ignore_eos") else most)
+        full = _answer(plan.length if not body.get("ignore_eos") else most)
     if name == "line_separators":
-        full = [piece + "\u2028\u2029\x85" for piece in full]
+        full, ranked = [piece + "\u2028\u2029\x85" for piece in full], None
     options = body.get("stream_options") or {}
     include_usage = bool(options.get("include_usage")) and name != "no_usage"
     ended = "stop" if call is None else "tool_calls"
@@ -238,6 +256,7 @@ def read_generation(body: dict[str, Any], plan: FakePlan, *, number: int, arrive
         model=plan.model,
         prompt_tokens=prompt_tokens,
         pieces=full[:most],
+        ranked=ranked,
         finish_reason="length" if len(full) >= most else ended,
         fault=fault,
         stream=bool(body.get("stream")),
@@ -319,54 +338,24 @@ def _checked(body: dict[str, Any]) -> int | None:
     return wanted
 
 
-def _answer(body: dict[str, Any], length: int) -> list[str]:
-    """The whole answer, one piece a token: `tok0 tok1 …`, or JSON under the schema asked for."""
-    wanted = body.get("response_format") or {}
-    if wanted.get("type") in ("json_object", "json_schema"):
-        schema = (wanted.get("json_schema") or {}).get("schema", {})
-        return _pieces(orjson.dumps(smallest_instance(schema)).decode())
+def _answer(length: int) -> list[str]:
+    """The whole answer, one piece a token: `tok0 tok1 …`."""
     return [f"tok{i}" if i == 0 else f" tok{i}" for i in range(length)]
 
 
-def _pieces(text: str) -> list[str]:
-    """Four characters a token."""
-    return [text[i : i + 4] for i in range(0, len(text), 4)]
-
-
-def smallest_instance(schema: Any, root: Any = None) -> Any:
-    """A value that a JSON schema accepts: the first of each choice, required properties, least numbers.
-
-    Knows const, enum, anyOf, oneOf, `$ref` into the same schema, and the plain types; no patterns, no allOf.
-    """
-    root = schema if root is None else root
-    if not isinstance(schema, dict):
+def _schema(body: dict[str, Any]) -> dict[str, Any] | None:
+    """What the answer is constrained to; None where it is free."""
+    wanted = body.get("response_format") or {}
+    if wanted.get("type") not in ("json_object", "json_schema"):
         return None
-    if "$ref" in schema:
-        found = root
-        for part in schema["$ref"].removeprefix("#/").split("/"):
-            found = found[part]
-        return smallest_instance(found, root)
-    if "const" in schema:
-        return schema["const"]
-    for choices in ("enum", "anyOf", "oneOf"):
-        if choices in schema:
-            first = schema[choices][0]
-            return first if choices == "enum" else smallest_instance(first, root)
-    return _of_type(schema, root)
+    schema: dict[str, Any] = (wanted.get("json_schema") or {}).get("schema", {})
+    return schema
 
 
-def _of_type(schema: dict[str, Any], root: Any) -> Any:
-    kind = schema.get("type", "object")
-    match kind[0] if isinstance(kind, list) else kind:
-        case "object":
-            wanted = schema.get("required", ())
-            return {name: smallest_instance(schema.get("properties", {}).get(name, {}), root) for name in wanted}
-        case "array":
-            return [smallest_instance(schema.get("items", {}), root)] * schema.get("minItems", 0)
-        case "string":
-            return "a" * schema.get("minLength", 0)
-        case "integer" | "number":
-            return schema.get("minimum", 0)
-        case "boolean":
-            return False
-    return None
+def _made_up(schema: dict[str, Any], plan: FakePlan, prompt: str) -> MadeUp:
+    """The plan's answer under a schema, else the prompt's."""
+    said = plan.says(prompt) if plan.says is not None else None
+    if said is None and plan.sure is None:
+        return make_up(schema, prompt)
+    text = make_up(schema, prompt).text if said is None else said
+    return doubted(text, schema, how_sure(prompt) if plan.sure is None else plan.sure(prompt))

@@ -78,6 +78,7 @@ class FakePlan:
     With `pings` a chat's role-only chunk comes at once, and `: ping` comments before each event. An event leaves in
     `split` writes to the connection. With `records` the fake keeps what it sent when (`FakeVllm.pace.sent`).
     `says` is called with each completion's prompt: the text that it answers with, or None for the fake's own words.
+    `sure` is called so too, where an answer is constrained to labels: how probable its last one is (0–1).
     `faults` maps a request's number, or is called with its number and prompt.
     """
 
@@ -101,6 +102,7 @@ class FakePlan:
     freeze: Freeze | None = None
     records: bool = False
     says: Callable[[str], str | None] | None = None
+    sure: Callable[[str], float] | None = None
     faults: Faults | None = None
 
     def fault_for(self, number: int, prompt: str) -> Fault | None:

@@ -13,7 +13,6 @@ import pytest
 from tieryard.engines import Recording, record
 from tieryard.engines.openai_http import OpenAIHttpEngine
 from tieryard.testing.fake_vllm import FakeVllm
-from tieryard.testing.fake_wire import smallest_instance
 from tieryard.testing.fault_plan import FakePlan, Fault
 
 CHAT = {"messages": [{"role": "user", "content": "two words"}]}
@@ -149,27 +148,3 @@ def test_a_fault_is_known_or_refused():
     with pytest.raises(ValueError, match="no fault 'nonsense'"):
         Fault("nonsense")
     assert math.isinf(FakePlan().tokens_per_s)
-
-
-@pytest.mark.parametrize(
-    ("schema", "instance"),
-    [
-        ({"enum": ["b", "a"]}, "b"),
-        ({"const": 3}, 3),
-        ({"type": "integer", "minimum": 2}, 2),
-        ({"type": ["string", "null"], "minLength": 2}, "aa"),
-        ({"anyOf": [{"type": "null"}, {"type": "string"}]}, None),
-        ({"type": "array", "items": {"type": "boolean"}, "minItems": 2}, [False, False]),
-        (
-            {
-                "type": "object",
-                "properties": {"label": {"$ref": "#/$defs/label"}, "more": {"type": "string"}},
-                "required": ["label"],
-                "$defs": {"label": {"enum": ["yes", "no"]}},
-            },
-            {"label": "yes"},
-        ),
-    ],
-)
-def test_the_smallest_instance(schema, instance):
-    assert smallest_instance(schema) == instance

@@ -19,6 +19,13 @@ from tieryard.store.schema.benchmarks import (
     Preference,
     Promotion,
 )
+from tieryard.store.schema.classifications import (
+    Classification,
+    ClassificationAnswer,
+    ClassificationPart,
+    ClassificationRow,
+    ClassificationText,
+)
 from tieryard.store.schema.fleet import ApiKey, CatalogVersion, IdCounter, Tenant, Worker
 from tieryard.store.schema.money import Budget, BudgetPeriod, Ledger, Price, Quote, RentWindow, Reservation
 from tieryard.store.schema.results import Outcome, Result, Timing
@@ -35,6 +42,11 @@ __all__ = [
     "BudgetPeriod",
     "Canary",
     "CatalogVersion",
+    "Classification",
+    "ClassificationAnswer",
+    "ClassificationPart",
+    "ClassificationRow",
+    "ClassificationText",
     "Decision",
     "Delivery",
     "DeliveryAttempt",
