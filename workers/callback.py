@@ -28,7 +28,7 @@ from workers.delivering import Desk, deliver
 from workers.yard import Yard
 
 _LOOK_S = 0.5  # where no nudge came: rescue and budgets send none
-_LEAST_PAUSE_S = 0.005  # in which several attempts may end, and be written down together
+_LEAST_PAUSE_S = 0.005
 _AGAIN_S = 1.0  # after a failure of ours
 _TELL_S = 5.0
 _FORGET_S = 30.0
@@ -79,8 +79,9 @@ class Callbacks:
                 task = asyncio.create_task(self._send(one))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
-            # Half of the time at the most is spent on looking, however many lanes there are.
-            await asyncio.sleep(max(_LEAST_PAUSE_S, time.monotonic() - began))
+            # However many lanes there are, some of the time is for sending. Attempts that end meanwhile are written
+            # down together.
+            await asyncio.sleep(max(_LEAST_PAUSE_S, (time.monotonic() - began) / 2))
             await self._sleep(pause_s)
         if self._sending:
             await asyncio.wait(self._sending)
