@@ -49,7 +49,7 @@ class Callbacks:
         self._slots = Slots()
         self._done: deque[Tried] = deque()
         self._sending: set[asyncio.Task[None]] = set()
-        self._told_at = self._forgot_at = 0.0
+        self._tell_at = self._forget_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._awake = asyncio.Event()
         self._stopping = False
@@ -173,16 +173,17 @@ class Callbacks:
     def _look_after(self) -> None:
         """Now and then: operators are told what is owed, and what is old is let go."""
         now = time.monotonic()
-        if now - self._told_at > _TELL_S:
-            self._told_at = now
+        if now > self._tell_at:
             with self._yard.store.transaction() as connection:
                 owing = lanes.owing(connection)
+            took_s = time.monotonic() - now
+            self._tell_at = now + max(_TELL_S, 50 * took_s)  # it counts all that is owed
             try:
                 self._yard.metrics.publish_owing(owing)
             except redis.RedisError as error:
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
-        if now - self._forgot_at > _FORGET_S:
-            self._forgot_at = now
+        if now > self._forget_at:
+            self._forget_at = now + _FORGET_S
             with self._yard.store.transaction() as connection:
                 outbox.forget(connection, kept_days=self._yard.settings.deliveries_kept_days)
 
