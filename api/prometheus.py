@@ -176,7 +176,9 @@ _QUOTE_ERROR: tuple[_Figure[float], ...] = (
 )
 _OF_CALLBACKS: tuple[_Figure[Owing], ...] = (
     _Figure("tieryard_callbacks_owed", "Deliveries that are not settled, and events without any.", lambda o: o.owed),
-    _Figure("tieryard_callbacks_oldest_seconds", "Age of the oldest that is owed.", lambda o: o.oldest_s),
+    _Figure(
+        "tieryard_callbacks_oldest_seconds", "Age of the oldest owed to a receiver that is well.", lambda o: o.oldest_s
+    ),
     _Figure(
         "tieryard_callback_lanes_failing", "Receivers that fail, and are owed something.", lambda o: o.failing_lanes
     ),

@@ -35,7 +35,10 @@ def _is_webhook_secret(text: str) -> bool:
 
 
 def _public_url(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("https://", "http://")):
+    """Empty, as Compose passes what is not set, is none."""
+    if not value:
+        return None
+    if not value.startswith(("https://", "http://")):
         raise ValueError("expected https://… or http://…")
     return value
 

@@ -28,7 +28,7 @@ from workers.delivering import Desk, deliver
 from workers.yard import Yard
 
 _LOOK_S = 0.5  # where no nudge came: rescue and budgets send none
-_LEAST_PAUSE_S = 0.005  # in which several attempts may end, and be written down together
+_LEAST_PAUSE_S = 0.005
 _AGAIN_S = 1.0  # after a failure of ours
 _TELL_S = 5.0
 _FORGET_S = 30.0
@@ -49,7 +49,7 @@ class Callbacks:
         self._slots = Slots()
         self._done: deque[Tried] = deque()
         self._sending: set[asyncio.Task[None]] = set()
-        self._told_at = self._forgot_at = 0.0
+        self._tell_at = self._forget_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._awake = asyncio.Event()
         self._stopping = False
@@ -79,8 +79,9 @@ class Callbacks:
                 task = asyncio.create_task(self._send(one))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
-            # Half of the time at the most is spent on looking, however many lanes there are.
-            await asyncio.sleep(max(_LEAST_PAUSE_S, time.monotonic() - began))
+            # However many lanes there are, some of the time is for sending. Attempts that end meanwhile are written
+            # down together.
+            await asyncio.sleep(max(_LEAST_PAUSE_S, (time.monotonic() - began) / 2))
             await self._sleep(pause_s)
         if self._sending:
             await asyncio.wait(self._sending)
@@ -172,16 +173,17 @@ class Callbacks:
     def _look_after(self) -> None:
         """Now and then: operators are told what is owed, and what is old is let go."""
         now = time.monotonic()
-        if now - self._told_at > _TELL_S:
-            self._told_at = now
+        if now > self._tell_at:
             with self._yard.store.transaction() as connection:
                 owing = lanes.owing(connection)
+            took_s = time.monotonic() - now
+            self._tell_at = now + max(_TELL_S, 50 * took_s)  # it counts all that is owed
             try:
                 self._yard.metrics.publish_owing(owing)
             except redis.RedisError as error:
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
-        if now - self._forgot_at > _FORGET_S:
-            self._forgot_at = now
+        if now > self._forget_at:
+            self._forget_at = now + _FORGET_S
             with self._yard.store.transaction() as connection:
                 outbox.forget(connection, kept_days=self._yard.settings.deliveries_kept_days)
 

@@ -60,6 +60,6 @@ def test_job_and_batch_callbacks_are_signed_and_tried_again(local_fleet: Running
     by_id = [h["webhook-id"] for h, _ in receiver.seen]
     assert {by_id.count(i) for i in by_id} == {2}, "a retry has the same id"
     eventually(
-        lambda: local_fleet.rows("SELECT bool_and(delivered_at IS NOT NULL) FROM outbox") == [(True,)],
+        lambda: local_fleet.rows("SELECT bool_and(delivered_at IS NOT NULL) FROM delivery") == [(True,)],
         what="both settled",
     )

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import control_plane, ledger, realtime
+from tests.benchmarks import callbacks, control_plane, ledger, realtime
 from tests.benchmarks.report import report
 
 OUT = Path("build/bench.json")
@@ -14,7 +14,12 @@ PACKAGES = ("tieryard", "celery", "kombu", "redis", "psycopg", "fastapi", "embed
 
 
 def main() -> None:
-    suites = {"control_plane": control_plane.run, "realtime": realtime.run, "ledger": ledger.run}
+    suites = {
+        "control_plane": control_plane.run,
+        "realtime": realtime.run,
+        "ledger": ledger.run,
+        "callbacks": callbacks.run,
+    }
     wanted = sys.argv[1:] or list(suites)
     figures = []
     for name in wanted:

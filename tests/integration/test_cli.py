@@ -19,6 +19,7 @@ import uvicorn
 from api.app import create_app
 from tests import factories as make
 from tests.conftest import CATALOGS, eventually
+from tests.integration.receivers import happen
 from tieryard import __version__
 from tieryard.cli import main
 from tieryard.cli.submit import summarize
@@ -296,6 +297,23 @@ def test_doctor_says_which_process_cannot_take_the_catalog(
     assert "tieryard config rollback" in catalog["advice"]
 
 
+def test_doctor_says_whether_anybody_delivers_callbacks(
+    run: Run, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> list[tuple[bool, str]]:
+        found = json.loads(run("doctor", "--url", url, "--json").out)
+        return [(f["ok"], f["found"]) for f in found if f["name"] == "callbacks"]
+
+    assert told() == [], "only the database knows"
+    monkeypatch.setenv("TIERYARD_DATABASE_URL", store.url)
+    assert told() == [(True, "nothing owed")]
+    happen(store, 1, 2)
+    [(ok, said)] = told()
+    assert (ok, said.startswith("2 owed, the oldest for ")) == (False, True)
+    make.worker(store, kind="callback")
+    assert told()[0][0]
+
+
 def test_doctor_without_a_fleet(run: Run, nowhere: str) -> None:
     ran = run("doctor", "--url", nowhere)
     assert ran.code == 1
@@ -367,7 +385,7 @@ def test_a_key_is_shown_once(run: Run, here: None, store: Store) -> None:
     assert "revoked already" in again.err
     assert run("keys", "revoke", "nope").code == 2
     unlimited = keys.holder_of(store, run("keys", "create", "all").out.strip())
-    assert (len(unlimited.scopes), unlimited.requests_per_minute, unlimited.tokens_per_minute) == (3, None, None)
+    assert (len(unlimited.scopes), unlimited.requests_per_minute, unlimited.tokens_per_minute) == (4, None, None)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tieryard.cli.fleet import DataDirOption, database
 from tieryard.cli.printing import JsonOption, print_json
 from tieryard.cli.tables import table
 from tieryard.errors import StoreError, UserError
-from tieryard.store import workers
+from tieryard.store import lanes, workers
 from tieryard.supervisor import missing_parts
 
 _FREE_GB = 2
@@ -79,7 +79,7 @@ def fleet(url: str, data_dir: Path | None = None) -> list[Finding]:
         for name, value in checks.items()
     ]
     catalog = said.get("catalog")
-    return [*parts, *([_catalog(catalog, data_dir)] if catalog else []), _key(url)]
+    return [*parts, *([_catalog(catalog, data_dir)] if catalog else []), *_callbacks(data_dir), _key(url)]
 
 
 def _catalog(said: dict[str, Any], data_dir: Path | None) -> Finding:
@@ -91,6 +91,25 @@ def _catalog(said: dict[str, Any], data_dir: Path | None) -> Finding:
     except (UserError, StoreError):
         return Finding("catalog", not said["unable"], said["found"], advice)
     return Finding("catalog", not found.unable, found.told(), advice)
+
+
+def _callbacks(data_dir: Path | None) -> list[Finding]:
+    """What callbacks are owed; only the database knows. That a receiver fails is its owner's matter, that nobody
+    delivers is the operator's."""
+    try:
+        with database(data_dir) as store, store.transaction() as connection:
+            owing, served = lanes.owing(connection), workers.any_lives(connection, "callback")
+    except (UserError, StoreError):
+        return []
+    found = "nothing owed"
+    if owing.owed:
+        found = f"{owing.owed:,} owed, the oldest for {owing.oldest_s:,.0f} s"
+    if owing.failing_lanes:
+        found += f"; {owing.failing_lanes:,} receivers fail"
+    if owing.disabled_endpoints:
+        found += f"; {owing.disabled_endpoints:,} endpoints disabled"
+    advice = "no callback worker runs: see DATA_DIR/logs, or docker compose logs callback"
+    return [Finding("callbacks", served or not owing.owed, found, advice)]
 
 
 def _key(url: str) -> Finding:

@@ -65,8 +65,9 @@ class Tried:
     """Whether anything was tried: no word on the lane otherwise."""
 
 
-# The oldest of each lane, by `delivery_due`; then all that an attempt needs, by primary keys. Results that are long in
-# any case are not fetched: characters are never more than bytes.
+# The oldest of each lane, by `delivery_due`; then all that an attempt needs, by primary keys. How many a lane gives the
+# planner cannot know: it takes them for many, and would read whole tables. So each is looked up by itself (LIMIT 1).
+# Results that are long in any case are not fetched: characters are never more than bytes.
 _TAKE = """
 WITH room AS (
     SELECT * FROM unnest(%(lanes)s::bigint[], %(shares)s::int[]) AS room (lane_id, n)
@@ -77,7 +78,7 @@ WITH room AS (
         ORDER BY next_at LIMIT room.n FOR UPDATE SKIP LOCKED) AS oldest
 ), taken AS (
     UPDATE delivery SET attempts = attempts + 1, next_at = now() + %(hold)s * interval '1 second'
-    FROM due WHERE delivery.id = due.id
+    WHERE delivery.id = ANY(ARRAY(SELECT id FROM due))
     RETURNING delivery.*
 )
 SELECT taken.id, taken.outbox_id, taken.lane_id, taken.endpoint_id, lane.failures, taken.attempts, taken.failures,
@@ -93,12 +94,12 @@ SELECT taken.id, taken.outbox_id, taken.lane_id, taken.endpoint_id, lane.failure
                      THEN jsonb_build_object('kind', r.error_kind, 'message', r.error) END) END,
        r.job_id IS NOT NULL
 FROM taken
-JOIN outbox ON outbox.id = taken.outbox_id
-JOIN delivery_lane lane ON lane.id = taken.lane_id
-LEFT JOIN webhook_endpoint e ON e.id = taken.endpoint_id
+CROSS JOIN LATERAL (SELECT * FROM outbox WHERE outbox.id = taken.outbox_id LIMIT 1) AS outbox
+CROSS JOIN LATERAL (SELECT * FROM delivery_lane WHERE delivery_lane.id = taken.lane_id LIMIT 1) AS lane
+LEFT JOIN LATERAL (SELECT * FROM webhook_endpoint WHERE webhook_endpoint.id = taken.endpoint_id LIMIT 1) AS e ON true
 LEFT JOIN LATERAL (
-    SELECT result.* FROM result
-    WHERE e.include_result AND outbox.event LIKE 'job.%%' AND result.job_id = outbox.subject_id
+    SELECT * FROM result
+    WHERE e.include_result AND outbox.event LIKE 'job.%%' AND result.job_id = outbox.subject_id LIMIT 1
 ) AS r ON true
 ORDER BY taken.id
 """

@@ -21,14 +21,18 @@ FROM waiting JOIN delivery_lane lane ON lane.id = waiting.lane_id
 """
 
 _OWING = """
-SELECT (SELECT count(*) FROM delivery WHERE settled_at IS NULL)
-           + (SELECT count(*) FROM outbox WHERE fanned_at IS NULL),
+WITH open AS (
+    SELECT lane.id, count(*) AS n, min(d.first_due_at) AS since, lane.failures
+    FROM delivery d JOIN delivery_lane lane ON lane.id = d.lane_id WHERE d.settled_at IS NULL GROUP BY lane.id
+), unfanned AS (
+    SELECT count(*) AS n, min(created_at) AS since FROM outbox WHERE fanned_at IS NULL
+)
+SELECT (unfanned.n + coalesce((SELECT sum(n) FROM open), 0))::bigint,
        coalesce(extract(epoch FROM now() - least(
-           (SELECT min(first_due_at) FROM delivery WHERE settled_at IS NULL),
-           (SELECT min(created_at) FROM outbox WHERE fanned_at IS NULL)))::float8, 0),
-       (SELECT count(*) FROM delivery_lane lane WHERE failures > 0
-            AND EXISTS (SELECT FROM delivery d WHERE d.lane_id = lane.id AND d.settled_at IS NULL)),
+           unfanned.since, (SELECT min(since) FROM open WHERE failures = 0)))::float8, 0),
+       (SELECT count(*) FROM open WHERE failures > 0),
        (SELECT count(*) FROM webhook_endpoint WHERE disabled_at IS NOT NULL AND deleted_at IS NULL)
+FROM unfanned
 """
 
 
@@ -44,8 +48,8 @@ class LaneRow:
 
 @dataclass(frozen=True, slots=True)
 class Owing:
-    """What is owed in all: deliveries and events, the age of the oldest; lanes that fail with something owed, and
-    endpoints that are disabled."""
+    """What is owed in all, deliveries and events; the age of the oldest that is owed to a receiver that is well; lanes
+    that fail and are owed something; endpoints that are disabled."""
 
     owed: int
     oldest_s: float

@@ -215,3 +215,12 @@ def fresh_on(store: Store, *, host: str) -> bool:
         {"host": host},
     )
     return bool(rows[0][0])
+
+
+def any_lives(connection: Connection, kind: str) -> bool:
+    """Whether a worker of this kind has a live lease."""
+    row = connection.execute(
+        "SELECT EXISTS (SELECT FROM worker WHERE kind = %(kind)s AND stopped_at IS NULL AND lease_until > now())",
+        {"kind": kind},
+    ).fetchone()
+    return bool(row and row[0])
