@@ -107,7 +107,7 @@ async def add_rows(
     state: StateDep,
     holder: BatchDep,
     classification_id: str,
-    first: Annotated[int, Query(ge=1, lt=2**31, description="The number of the first of these rows, from 1.")],
+    first: Annotated[int, Query(ge=1, lt=2**31, examples=[1], description="The number of the first of these rows.")],
 ) -> ReceivedPublic:
     """Takes the next rows. Those that are here already are skipped, so what got no answer can be sent again; where rows
     between are missing it is refused, and says which one comes next."""

@@ -81,6 +81,7 @@ _WHERE = {
     "path.file_id": "file",
     "path.benchmark_id": "benchmark",
     "path.quote_id": "quote",
+    "path.classification_id": "classification",
     "path.budget_id": "budget",
     "path.month": "month",
     "path.name": "golden",
