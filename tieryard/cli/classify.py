@@ -230,6 +230,10 @@ def _run(url: str, spec: ClassificationSpec, work: Work, files: _Files, *, resum
         stack.callback(client.close)
         stack.callback(stopping.set)
         run = _begin(client, spec, kept, files.out)
+        if resume and spec.max_cost_usd is not None and Decimal(run["max_cost_usd"] or "Infinity") != spec.max_cost_usd:
+            progress.say(
+                f"--max-cost: the cap stays {run['max_cost_usd'] or 'none'}; it can change when the run has stopped"
+            )
         try:
             outcome, run = _collect(client, PatientClient(url, stopping=stopping), work, run, progress)
         except (KeyboardInterrupt, StoppedError):

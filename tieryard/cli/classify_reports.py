@@ -90,7 +90,8 @@ def one_run(console: Console, run: Mapping[str, Any]) -> None:
     _say(console, f"{run['id']}: {run['state']}{why}, ${run['cost_usd']}", style="bold")
     counts = run["counts"]
     left = f", {span(run['eta_s'])} left" if run.get("eta_s") is not None else ""
-    _say(console, f"{counts['final_rows']:,} of {counts['rows']:,} rows have their answer; {run['rate']:,.1f}/s{left}")
+    pace = f"; {run['rate']:,.1f}/s{left}" if run["state"] in ("receiving", "running") else ""
+    _say(console, f"{counts['final_rows']:,} of {counts['rows']:,} rows have their answer{pace}")
     for said in decided(run):
         _say(console, said)
 

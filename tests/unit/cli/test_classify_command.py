@@ -279,6 +279,18 @@ def test_a_run_that_reached_its_cap_is_written_as_far_as_it_came(url: str, runs:
     assert [row["error"] for row in rows_of(out)] == ["", "", "", "no text", "the engine failed"]
 
 
+def test_another_cap_for_a_run_that_has_not_stopped_is_told_to_have_no_effect(
+    url: str, runs: FakeRuns, source: Path
+) -> None:
+    out = source.with_name("out.csv")
+    words = (source, "--column", "text", *LABELS, "--out", out)
+    runs.faults["before", "/rows"] = [400]
+    refused(*words, "--max-cost", "1")
+    result = done(*words, "--max-cost", "2", "--resume")
+    assert "--max-cost: the cap stays 1; it can change when the run has stopped" in result.stderr
+    assert runs.resumed == []
+
+
 def test_a_gate_that_stopped_a_run_is_not_gone_on_with(url: str, runs: FakeRuns, source: Path) -> None:
     runs.stop_at = 4
     runs.gate = {"outcome": "failed", "said": "3 of 30 agree"}
