@@ -210,7 +210,8 @@ def _work(table: Table, reading: Reading, found: Survey, spec: ClassificationSpe
     if files.errors is not None:
         wrong = Saving(table, found.columns, files.errors, wrong_columns(added, prefix=files.prefix))
     labels = tuple(label.name for label in spec.labels)
-    return Work(table, reading, found, labels, saving, wrong, files.prefix)
+    shown = frozenset(example.text for example in spec.examples)
+    return Work(table, reading, found, labels, saving, wrong, files.prefix, shown)
 
 
 def _estimate(client: Client, spec: ClassificationSpec, found: Survey, *, as_json: bool) -> None:

@@ -37,6 +37,8 @@ def show(
         console.print(_models(outcome, made))
     if made is not None:
         _show_evaluation(console, made)
+    if outcome.shown:
+        _say(console, f"{outcome.shown:,} of the rows are examples themselves: the model was shown their labels")
 
 
 def as_json(
@@ -50,6 +52,7 @@ def as_json(
         "answered": outcome.answered,
         "failed": outcome.failed,
         "empty": outcome.empty,
+        "shown_as_examples": outcome.shown,
         "errors": outcome.errors,
         "sum_of_row_costs_usd": f"{outcome.cost_usd:f}",
         "models": {

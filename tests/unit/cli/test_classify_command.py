@@ -448,6 +448,12 @@ def test_examples_and_template_are_part_of_the_question(url: str, runs: FakeRuns
     assert runs.spec["template"] == "{examples} {labels} {text}"
 
 
+def test_rows_that_are_examples_themselves_are_told(url: str, source: Path) -> None:
+    words = (source, "--column", "text", *LABELS, "--out", source.with_name("out.csv"), "--truth", "truth")
+    result = done(*words, "--examples", source, "--per-label", "1")
+    assert "3 of the rows are examples themselves: the model was shown their labels" in result.stdout
+
+
 def test_a_cascade_and_a_gate_as_they_are_asked_for(url: str, runs: FakeRuns, source: Path) -> None:
     out = source.with_name("out.csv")
     words = (source, "--column", "text", *LABELS, "--out", out, "--escalate-to", "big")
