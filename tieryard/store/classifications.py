@@ -142,8 +142,8 @@ SELECT digest, text_no FROM classification_text WHERE digest = ANY(%s) AND class
 
 _CANCEL = """
 UPDATE classification c SET why = %(why)s, ending = 'cancelled',
-    state = CASE WHEN idle.is THEN 'cancelled' ELSE state END,
-    finished_at = CASE WHEN idle.is THEN coalesce(finished_at, now()) END
+    state = CASE WHEN idle.is OR finished_at IS NOT NULL THEN 'cancelled' ELSE state END,
+    finished_at = CASE WHEN idle.is THEN coalesce(finished_at, now()) ELSE finished_at END
 FROM (SELECT NOT EXISTS (
     SELECT FROM classification_part WHERE classification_id = %(id)s AND collected < texts) AS is) idle
 WHERE id = %(id)s
