@@ -21,7 +21,9 @@ class _Given(BaseModel):
 class ClassificationComplete(_Given):
     """How many rows a run has: no more come."""
 
-    rows: int = Field(ge=0, lt=2**31, description="All that were sent; a run that has others is not completed.")
+    rows: int = Field(
+        ge=0, lt=2**31, examples=[0], description="All that were sent; a run that has others is not completed."
+    )
 
 
 class ClassificationResume(_Given):

@@ -107,7 +107,7 @@ async def add_rows(
     state: StateDep,
     holder: BatchDep,
     classification_id: str,
-    first: Annotated[int, Query(ge=1, lt=2**31, description="The number of the first of these rows, from 1.")],
+    first: Annotated[int, Query(ge=1, lt=2**31, examples=[1], description="The number of the first of these rows.")],
 ) -> ReceivedPublic:
     """Takes the next rows. Those that are here already are skipped, so what got no answer can be sent again; where rows
     between are missing it is refused, and says which one comes next."""
@@ -139,14 +139,6 @@ def get_results(
     return Response(b"".join(line + b"\n" for line in lines), media_type=_NDJSON)
 
 
-@router.post("/{classification_id}/cancel")
-def cancel_classification(state: StateDep, holder: BatchDep, classification_id: str) -> ClassificationWhole:
-    """Cancels a run: nothing more is asked, what waits is dropped, what has run is billed. Answers stay readable."""
-    classifications.cancel(state.store, internal(KIND, classification_id), tenant_id=holder.tenant_id)
-    _nudge(state)
-    return _whole(_get(state, holder, classification_id))
-
-
 @router.post("/{classification_id}/resume", openapi_extra=_body("ClassificationResume"))
 async def resume_classification(
     request: Request, state: StateDep, holder: BatchDep, classification_id: str
@@ -154,6 +146,14 @@ async def resume_classification(
     """Goes on with a run that has stopped or failed, under another cap where one is given. Nothing is asked twice."""
     body = await request.body()
     return await run_in_threadpool(_resume, state, holder, classification_id, body)
+
+
+@router.post("/{classification_id}/cancel")
+def cancel_classification(state: StateDep, holder: BatchDep, classification_id: str) -> ClassificationWhole:
+    """Cancels a run: nothing more is asked, what waits is dropped, what has run is billed. Answers stay readable."""
+    classifications.cancel(state.store, internal(KIND, classification_id), tenant_id=holder.tenant_id)
+    _nudge(state)
+    return _whole(_get(state, holder, classification_id))
 
 
 def _create(state: State, holder: Holder, body: bytes, mark: Mark | None) -> ClassificationWhole:

@@ -77,7 +77,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("classification_id", "text_no"),
     )
     op.create_index(
-        "classification_text_by_digest", "classification_text", ["classification_id", "digest"], unique=True
+        "classification_text_by_digest", "classification_text", ["digest", "classification_id"], unique=True
     )
     op.create_index(
         "classification_text_with_truth",

@@ -83,6 +83,7 @@ _WHERE = {
     "path.file_id": "file",
     "path.benchmark_id": "benchmark",
     "path.quote_id": "quote",
+    "path.classification_id": "classification",
     "path.budget_id": "budget",
     "path.month": "month",
     "path.webhook_id": "webhook",
@@ -164,6 +165,7 @@ def fleet(
             found.house.create(*_BROKEN)
             found.house.expand()
             _measure(found)
+            _classify(found)
             yield found
         store.close()
         connection.execute("DROP DATABASE schemathesis WITH (FORCE)")
@@ -184,6 +186,18 @@ def _measure(fleet: Fleet) -> None:
     for ask in ({"kind": "speed"}, {"kind": "capacity"}, {"kind": "quality", "golden": "sea"}, pair):
         answer = fleet.client.post("/v1/benchmarks", json=ask)
         assert answer.status_code == 200, answer.text
+
+
+def _classify(fleet: Fleet) -> None:
+    """Runs that wait for rows, and runs that have stopped."""
+    asked = {"labels": [{"name": "a"}, {"name": "b"}], "model": "short"}
+    for _ in range(_PLACES):
+        for rows in ({}, {"rows": [{"text": "one"}, {"text": "two"}]}):
+            assert fleet.client.post("/v1/classifications", json={**asked, **rows}).status_code == 201
+    fleet.store.fetch(
+        "UPDATE classification SET state = 'stopped', finished_at = now() WHERE state = 'running' AND asked = 0 "
+        "RETURNING id"
+    )
 
 
 @pytest.fixture(scope="module")

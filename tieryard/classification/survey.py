@@ -99,7 +99,8 @@ def survey(table: Table, reading: Reading, labels: Collection[str]) -> Survey:
         _check(table, tuple(columns), reading)
     if empty == rows:
         raise UserError(f"--column {reading.column}: no row of {table.path} has a text there")
-    return Survey(tuple(columns), rows, empty, draw.texts, draw.counted, tuple(draw.drawn()), with_truth)
+    texts = min(draw.texts, rows - empty)
+    return Survey(tuple(columns), rows, empty, texts, draw.counted, tuple(draw.drawn()), with_truth)
 
 
 def truth_of(value: Any, *, several: bool) -> tuple[str, ...] | None:

@@ -210,7 +210,8 @@ def _work(table: Table, reading: Reading, found: Survey, spec: ClassificationSpe
     if files.errors is not None:
         wrong = Saving(table, found.columns, files.errors, wrong_columns(added, prefix=files.prefix))
     labels = tuple(label.name for label in spec.labels)
-    return Work(table, reading, found, labels, saving, wrong, files.prefix)
+    shown = frozenset(example.text for example in spec.examples)
+    return Work(table, reading, found, labels, saving, wrong, files.prefix, shown)
 
 
 def _estimate(client: Client, spec: ClassificationSpec, found: Survey, *, as_json: bool) -> None:
@@ -230,6 +231,10 @@ def _run(url: str, spec: ClassificationSpec, work: Work, files: _Files, *, resum
         stack.callback(client.close)
         stack.callback(stopping.set)
         run = _begin(client, spec, kept, files.out)
+        if resume and spec.max_cost_usd is not None and Decimal(run["max_cost_usd"] or "Infinity") != spec.max_cost_usd:
+            progress.say(
+                f"--max-cost: the cap stays {run['max_cost_usd'] or 'none'}; it can change when the run has stopped"
+            )
         try:
             outcome, run = _collect(client, PatientClient(url, stopping=stopping), work, run, progress)
         except (KeyboardInterrupt, StoppedError):

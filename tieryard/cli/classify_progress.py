@@ -55,7 +55,8 @@ class Progress:
 def _told(run: dict[str, Any]) -> str:
     """Rate, time left and cost, as far as they are known."""
     left = f"{span(run['eta_s'])} left" if run.get("eta_s") is not None else "? left"
-    return f"{run['rate']:,.0f}/s · {left} · {run['cost_usd']} USD"
+    rate = run["rate"]
+    return f"{rate:,.{0 if rate >= 10 else 1}f}/s · {left} · {run['cost_usd']} USD"
 
 
 def span(seconds: float) -> str:

@@ -37,6 +37,8 @@ def show(
         console.print(_models(outcome, made))
     if made is not None:
         _show_evaluation(console, made)
+    if outcome.shown:
+        _say(console, f"{outcome.shown:,} of the rows are examples themselves: the model was shown their labels")
 
 
 def as_json(
@@ -50,6 +52,7 @@ def as_json(
         "answered": outcome.answered,
         "failed": outcome.failed,
         "empty": outcome.empty,
+        "shown_as_examples": outcome.shown,
         "errors": outcome.errors,
         "sum_of_row_costs_usd": f"{outcome.cost_usd:f}",
         "models": {
@@ -90,7 +93,8 @@ def one_run(console: Console, run: Mapping[str, Any]) -> None:
     _say(console, f"{run['id']}: {run['state']}{why}, ${run['cost_usd']}", style="bold")
     counts = run["counts"]
     left = f", {span(run['eta_s'])} left" if run.get("eta_s") is not None else ""
-    _say(console, f"{counts['final_rows']:,} of {counts['rows']:,} rows have their answer; {run['rate']:,.1f}/s{left}")
+    pace = f"; {run['rate']:,.1f}/s{left}" if run["state"] in ("receiving", "running") else ""
+    _say(console, f"{counts['final_rows']:,} of {counts['rows']:,} rows have their answer{pace}")
     for said in decided(run):
         _say(console, said)
 

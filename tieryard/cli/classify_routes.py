@@ -176,7 +176,7 @@ def _columns(asked: RoutesAsked, found: list[dict[str, Any]]) -> dict[str, list[
             one["deployment"],
             one["reason"],
             None if one["expected_cost_usd"] is None else Decimal(one["expected_cost_usd"]),
-            one["latency_ms"],
+            None if one["latency_ms"] is None else round(one["latency_ms"], 1),
             _error(one),
         )
         for one in found

@@ -42,13 +42,15 @@ def added_columns(*, several: bool, prefix: str) -> dict[str, Type]:
 
 @dataclass(slots=True)
 class Outcome:
-    """What has come down. `sums` are by model: rows, those with a confidence, and its sum."""
+    """What has come down. `models` have rows, those with a confidence, and its sum; `shown` rows with a truth are
+    examples themselves."""
 
     counts: Counts
     rows: int = 0
     answered: int = 0
     empty: int = 0
     failed: int = 0
+    shown: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     cost_usd: Decimal = Decimal(0)
     models: dict[str, list[float]] = field(default_factory=dict)
@@ -87,6 +89,8 @@ class Work:
     saving: Saving
     wrong: Saving | None
     prefix: str = ""
+    shown: frozenset[str] = frozenset()
+    """Texts that the model is shown with their labels."""
 
 
 class Upload:
@@ -226,6 +230,7 @@ def _join(work: Work, watch: Watch, outcome: Outcome, batch: Batch, writer: Writ
         if found is None:
             found = {**_NOTHING, "error": f"not asked: {_why(watch.run)}"}
         outcome.see(found)
+        outcome.shown += read.truth is not None and read.text in work.shown
         rows.append(_cells(found, several=work.reading.several))
         if not _is_right(outcome, read, found):
             bad.append(at)

@@ -65,7 +65,10 @@ class Calibrate(_Spec):
 
     rows: int = Field(ge=LEAST_SAMPLE, le=MOST_SAMPLE, description="Distinct texts that both models answer.")
     max_drop: float = Field(
-        default=0.02, gt=0, lt=1, description="Most accuracy that may be lost beside asking the larger model always."
+        default=0.02,
+        ge=0.001,
+        lt=1,
+        description="Most accuracy that may be lost beside asking the larger model always.",
     )
     by: Literal["truth", "model"] = Field(
         default=TRUTH,

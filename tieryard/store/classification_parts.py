@@ -107,7 +107,8 @@ WHERE classification_id = %(id)s AND (collected < texts OR NOT followed) ORDER B
 # look at the work index a part, from where it was read to: not over the entries of all that has ended since.
 _PROGRESS = """
 SELECT b.id, least(b.expanded_to, coalesce(
-    (SELECT min(job.id) FROM job WHERE job.batch_id = b.id AND job.finished_at IS NULL AND job.id > b.id + p.collected)
+    (SELECT min(job.id) FROM job WHERE job.batch_id = b.id AND job.finished_at IS NULL AND job.id > b.id + p.collected
+     AND job.id <= b.id + b.total)
     - b.first_job_id, b.expanded_to))
 FROM unnest(%(batches)s::bigint[], %(collected)s::int[]) AS p (id, collected) JOIN batch b ON b.id = p.id
 """

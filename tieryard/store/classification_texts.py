@@ -30,7 +30,10 @@ CROSS JOIN LATERAL (
     SELECT labels, confidence FROM classification_answer f
     WHERE f.classification_id = %(id)s AND f.text_no = of.text_no AND f.stage = 'first' OFFSET 0
 ) f
-JOIN classification_text t ON t.classification_id = %(id)s AND t.text_no = of.text_no
+CROSS JOIN LATERAL (
+    SELECT text_no, body FROM classification_text t
+    WHERE t.classification_id = %(id)s AND t.text_no = of.text_no OFFSET 0
+) t
 WHERE p.classification_id = %(id)s AND p.part_no = %(part)s
   AND (f.labels IS NULL OR f.confidence IS NULL OR f.confidence < %(below)s)
   AND NOT EXISTS (SELECT FROM classification_answer a

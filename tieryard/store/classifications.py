@@ -134,10 +134,16 @@ WHERE id = ANY(ARRAY(SELECT batch_id FROM classification_part WHERE classificati
   AND finished_at IS NULL AND finalizing_at IS NULL AND cancelling_at IS NULL
 """
 
+# By the digests alone, whatever the statistics say of a new run: `+ 0` keeps the primary key out of it, by which all
+# texts of the run would be read for each request.
+_KNOWN = """
+SELECT digest, text_no FROM classification_text WHERE digest = ANY(%s) AND classification_id + 0 = %s
+"""
+
 _CANCEL = """
 UPDATE classification c SET why = %(why)s, ending = 'cancelled',
-    state = CASE WHEN idle.is THEN 'cancelled' ELSE state END,
-    finished_at = CASE WHEN idle.is THEN coalesce(finished_at, now()) END
+    state = CASE WHEN idle.is OR finished_at IS NOT NULL THEN 'cancelled' ELSE state END,
+    finished_at = CASE WHEN idle.is THEN coalesce(finished_at, now()) ELSE finished_at END
 FROM (SELECT NOT EXISTS (
     SELECT FROM classification_part WHERE classification_id = %(id)s AND collected < texts) AS is) idle
 WHERE id = %(id)s
@@ -257,10 +263,7 @@ def hold(connection: Connection, run_id: int, *, tenant_id: int | None = None) -
 def _add(connection: Connection, run_id: int, received: int, texts: int, rows: Sequence[Row]) -> int:
     """Appends rows, whose run is held: how many there are then."""
     digests = [hashlib.blake2b(row.text.encode(), digest_size=16).digest() for row in rows]
-    known = connection.execute(
-        "SELECT digest, text_no FROM classification_text WHERE classification_id = %s AND digest = ANY(%s)",
-        [run_id, list(set(digests))],
-    )
+    known = connection.execute(_KNOWN, [list(set(digests)), run_id])
     numbers = {bytes(digest): int(number) for digest, number in known}
     with connection.cursor().copy(
         "COPY classification_text (classification_id, text_no, first_row, digest, body, truth) FROM STDIN"

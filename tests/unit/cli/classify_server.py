@@ -35,6 +35,12 @@ class FakeRuns:
     gate: dict[str, Any] | None = None
 
     @property
+    def cap(self) -> str | None:
+        """The last that was given."""
+        given: str | None = (self.resumed or [self.spec or {}])[-1].get("max_cost_usd")
+        return given
+
+    @property
     def state(self) -> str:
         if self.cancelled:
             return "cancelled"
@@ -55,7 +61,8 @@ class FakeRuns:
         why = "its next part could pass max_cost_usd" if self.state == "stopped" else None
         return {
             "id": RUN, "state": self.state, "why": why, "received": len(self.rows), "total": self.total,
-            "counts": counts, "cost_usd": f"{cost:f}", "rate": 10.0, "eta_s": 5.0, "gate": self.gate, "threshold": None,
+            "counts": counts, "cost_usd": f"{cost:f}", "max_cost_usd": self.cap,
+            "rate": 10.0, "eta_s": 5.0, "gate": self.gate, "threshold": None,
             "spec": self.spec, "created_at": "2026-11-23T12:00:00Z",
         }  # fmt: skip
 

@@ -279,6 +279,18 @@ def test_a_run_that_reached_its_cap_is_written_as_far_as_it_came(url: str, runs:
     assert [row["error"] for row in rows_of(out)] == ["", "", "", "no text", "the engine failed"]
 
 
+def test_another_cap_for_a_run_that_has_not_stopped_is_told_to_have_no_effect(
+    url: str, runs: FakeRuns, source: Path
+) -> None:
+    out = source.with_name("out.csv")
+    words = (source, "--column", "text", *LABELS, "--out", out)
+    runs.faults["before", "/rows"] = [400]
+    refused(*words, "--max-cost", "1")
+    result = done(*words, "--max-cost", "2", "--resume")
+    assert "--max-cost: the cap stays 1; it can change when the run has stopped" in result.stderr
+    assert runs.resumed == []
+
+
 def test_a_gate_that_stopped_a_run_is_not_gone_on_with(url: str, runs: FakeRuns, source: Path) -> None:
     runs.stop_at = 4
     runs.gate = {"outcome": "failed", "said": "3 of 30 agree"}
@@ -434,6 +446,12 @@ def test_examples_and_template_are_part_of_the_question(url: str, runs: FakeRuns
         ("crash 1", "bug"), ("pay 1", "billing"), ("pay 2", "billing"),
     ]  # fmt: skip
     assert runs.spec["template"] == "{examples} {labels} {text}"
+
+
+def test_rows_that_are_examples_themselves_are_told(url: str, source: Path) -> None:
+    words = (source, "--column", "text", *LABELS, "--out", source.with_name("out.csv"), "--truth", "truth")
+    result = done(*words, "--examples", source, "--per-label", "1")
+    assert "3 of the rows are examples themselves: the model was shown their labels" in result.stdout
 
 
 def test_a_cascade_and_a_gate_as_they_are_asked_for(url: str, runs: FakeRuns, source: Path) -> None:
