@@ -14,7 +14,6 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from tieryard.classification import picture as pictures
 from tieryard.classification.saving import Saving
 from tieryard.classification.survey import Reading, Survey, survey
 from tieryard.classification.tables import Table, open_table
@@ -198,6 +197,8 @@ def _usd(given: str | None) -> Decimal | None:
 def _work(table: Table, reading: Reading, found: Survey, spec: ClassificationSpec, files: _Files) -> Work:
     """Raises UserError for whatever could not be written in the end."""
     if files.picture is not None:
+        from tieryard.classification import picture as pictures  # brings SciPy, which no other command is to wait for
+
         pictures.check_ending(files.picture)
         if reading.truth is None or reading.several:
             raise UserError("--picture: needs --truth, of a run with one label a row")
@@ -290,8 +291,10 @@ def _how_to_go_on(run: str) -> str:
 
 
 def _end(run: dict[str, Any], outcome: Outcome, files: _Files, *, seconds: float | None, as_json: bool) -> None:
-    made = outcome.counts.evaluation()
+    made = outcome.evaluation
     if files.picture is not None and made is not None:
+        from tieryard.classification import picture as pictures
+
         pictures.draw(made, files.picture)
     can_go_on = run["state"] in ("stopped", "failed") and not _gate_stopped(run)
     if not can_go_on:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from tieryard.bench.stats import Interval
-from tieryard.classification.evaluation import Evaluation, LabelScore
 from tieryard.cli.classify_progress import span
 from tieryard.cli.classify_run import Outcome
 from tieryard.cli.printing import shown_time
 from tieryard.cli.tables import FittedTable, printable, table
+
+if TYPE_CHECKING:
+    from tieryard.bench.stats import Interval
+    from tieryard.classification.evaluation import Evaluation, LabelScore
 
 _MOST_LABELS = 40  # of a table: beyond, those with the lowest F1
 _FEW_LABELS = 20

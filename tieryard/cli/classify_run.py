@@ -9,15 +9,17 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tieryard.classification.evaluation import Counts
 from tieryard.classification.saving import Saving, Type, Writer
 from tieryard.classification.survey import Reading, RowRead, Survey
 from tieryard.classification.tables import Batch, Table
 from tieryard.cli.classify_progress import Progress
 from tieryard.cli.patience import NDJSON, PatientClient, StoppedError
 from tieryard.errors import TieryardError, UserError
+
+if TYPE_CHECKING:
+    from tieryard.classification.evaluation import Counts, Evaluation
 
 PATH = "/v1/classifications"
 _FINAL = ("completed", "stopped", "failed", "cancelled")
@@ -42,10 +44,10 @@ def added_columns(*, several: bool, prefix: str) -> dict[str, Type]:
 
 @dataclass(slots=True)
 class Outcome:
-    """What has come down. `models` have rows, those with a confidence, and its sum; `shown` rows with a truth are
-    examples themselves."""
+    """What has come down. `counts` are there where the truth is known. `models` have rows, those with a confidence, and
+    its sum; `shown` rows with a truth are examples themselves."""
 
-    counts: Counts
+    counts: Counts | None
     rows: int = 0
     answered: int = 0
     empty: int = 0
@@ -54,6 +56,10 @@ class Outcome:
     errors: dict[str, int] = field(default_factory=dict)
     cost_usd: Decimal = Decimal(0)
     models: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        return self.counts.evaluation() if self.counts is not None else None
 
     def see(self, result: dict[str, Any]) -> None:
         self.cost_usd += Decimal(result["cost_usd"])
@@ -201,7 +207,7 @@ class Watch:
 
 def collect(work: Work, watch: Watch) -> Outcome:
     """Joins rows with their results, and writes them. Raises UserError where the file is not what it was."""
-    outcome = Outcome(Counts(work.labels, several=work.reading.several))
+    outcome = Outcome(_counts(work))
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(work.saving.open())
         wrong = stack.enter_context(work.wrong.open()) if work.wrong is not None else None
@@ -210,6 +216,14 @@ def collect(work: Work, watch: Watch) -> Outcome:
         if outcome.rows != work.survey.rows:
             raise UserError(f"{work.table.path}: had {work.survey.rows} rows and now {outcome.rows}; it was changed")
     return outcome
+
+
+def _counts(work: Work) -> Counts | None:
+    if work.reading.truth is None:
+        return None
+    from tieryard.classification.evaluation import Counts  # brings SciPy, which no other run is to wait for
+
+    return Counts(work.labels, several=work.reading.several)
 
 
 def wrong_columns(added: dict[str, Type], *, prefix: str) -> dict[str, Type]:
@@ -249,7 +263,7 @@ _NOTHING: dict[str, Any] = {"labels": None, "confidence": None, "model": None, "
 
 def _is_right(outcome: Outcome, read: RowRead, found: dict[str, Any]) -> bool:
     """Whether the answer is the truth; of a row whose truth nobody knows, whether there is one."""
-    if read.truth is None:
+    if read.truth is None or outcome.counts is None:
         return found["labels"] is not None
     return outcome.counts.add(read.truth, found["labels"], found["model"])
 
