@@ -6,22 +6,25 @@ So budgets, limits, prices and fairness are those of any batch; and a cap, or a 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import TypeVar
 
 from tieryard.admission import Admission
 from tieryard.classification import questions
-from tieryard.errors import LimitError
+from tieryard.errors import LimitError, RequestError
 from tieryard.queues import EXPAND, BrokerError
+from tieryard.requests import Request
 from tieryard.requests.classification import TRUTH, ClassificationSpec
 from tieryard.store import classification_parts as parts
 from tieryard.store import classification_progress as progress
 from tieryard.store import classification_texts as texts
 from tieryard.store.batches import NewBatch, in_parts
 from tieryard.store.budgeted import Budgeted
-from tieryard.store.classification_parts import NewPart, Part, in_slices
+from tieryard.store.classification_parts import SLICE, NewPart, Part, in_slices
 from tieryard.store.classification_progress import Policy
 from tieryard.store.classifications import ClassificationRun, RunState, Stage
 from tieryard.telemetry import Event
@@ -30,10 +33,12 @@ from workers.yard import Yard
 _AHEAD = 4  # parts under way
 _MOST = 5000  # texts of a part
 _LEAST = 500  # while more rows come, and something is under way already
+_LOOK_AGAIN_S = 15.0  # at a run that waits for room that others have
 _MOST_BYTES = 32 * 2**20  # of a part's questions
 _MOST_TEXT_BYTES = 8 * 2**20  # of its texts, which JSON may write longer
 
 Numbered = Sequence[tuple[int, str]]
+Known = TypeVar("Known")
 
 
 def model_at(spec: ClassificationSpec, stage: Stage) -> str:
@@ -60,6 +65,33 @@ class _Questions:
         return _Questions(self.numbers[:n], self.lines[:n], worst, tokens)
 
 
+def _readable(line: str) -> Request | None:
+    """None for what no job can be made of, such as a blank text that is the whole question: it fails alone."""
+    try:
+        return questions.parse(line)
+    except RequestError:
+        return None
+
+
+def _beside(requests: Sequence[Request | None], known: Sequence[Known], nothing: Known) -> list[Known]:
+    """What is known of those that can be read, in the places of all."""
+    each = iter(known)
+    return [next(each) if request is not None else nothing for request in requests]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """A run that was refused: what was under way then, and when to look again in any case."""
+
+    left: tuple[tuple[int, int], ...]
+    until: float
+
+
+def _left(open_parts: Sequence[Part]) -> tuple[tuple[int, int], ...]:
+    """What is under way, as coarsely as caps and budgets are freed of it."""
+    return tuple((part.part_no, part.collected // SLICE) for part in open_parts)
+
+
 class Asking:
     """Makes parts, by the catalog that it has taken over last."""
 
@@ -67,6 +99,11 @@ class Asking:
         self._yard = yard
         self._admission = admission
         self._budgeted = Budgeted(yard.store)
+        self._waiting: dict[int, _Wait] = {}
+
+    def forget(self, run_id: int) -> None:
+        """A run that is over."""
+        self._waiting.pop(run_id, None)
 
     def take_over(self, admission: Admission) -> None:
         self._admission = admission
@@ -76,9 +113,10 @@ class Asking:
         their model is not served any more."""
         open_parts = [part for part in parts.parts(self._yard.store, run.id) if part.open]
         stage, numbers = next(iter(to_ask.items()))
-        if len(open_parts) >= _AHEAD:
+        if len(open_parts) >= _AHEAD or self._waits(run, open_parts):
             return False
-        found = texts.texts_of(self._yard.store, run, numbers[: self._most(run.spec, stage)])
+        asked = numbers[: self._most(run.spec, stage)]
+        found = texts.texts_of(self._yard.store, run, asked, most_bytes=_MOST_TEXT_BYTES)
         return self._put(run, open_parts, stage, found)
 
     def ask(self, run: ClassificationRun, policy: Policy) -> bool:
@@ -86,7 +124,7 @@ class Asking:
         before what was not asked at all. Raises UserError as `ask_sample` does."""
         found = parts.parts(self._yard.store, run.id)
         open_parts = [part for part in found if part.open]
-        if len(open_parts) >= _AHEAD:
+        if len(open_parts) >= _AHEAD or self._waits(run, open_parts):
             return False
         for part in found:
             if not part.open and not part.followed:
@@ -128,12 +166,10 @@ class Asking:
         """Makes a part of as many of these texts as cap, budgets and limits allow. Where that is none, the run waits
         for what is under way, and stops where nothing is."""
         asked = self._questions(run, stage, found[: self._most(run.spec, stage)])
-        part_no = parts.last_part_no(self._yard.store, run.id) + 1
         asked = asked.first(self._affordable(run, open_parts, asked))
         while asked.numbers:
             whole = len(asked.numbers) == len(found)
             new = NewPart(
-                part_no,
                 stage,
                 asked.numbers,
                 asked.lines,
@@ -142,15 +178,15 @@ class Asking:
                 asked_to=asked.numbers[-1] if in_order else None,
             )
             try:
-                saved = parts.put_part(self._yard.store, run, new, self._batch(run, asked))
+                part_no = parts.put_part(self._yard.store, run, new, self._batch(run, asked))
             except LimitError as error:
                 if open_parts or error.retry_after_s != math.inf:
-                    return self._wait(run, str(error))
+                    return self._wait(run, open_parts, str(error))
                 if len(asked.numbers) == 1:
                     return self._stop(run, f"{error}; then resume it")
                 asked = asked.first(len(asked.numbers) // 2)
             else:
-                return saved is not None and self._tell(run, new)
+                return part_no is not None and self._tell(run, new, part_no)
         return False
 
     def _questions(self, run: ClassificationRun, stage: Stage, found: Numbered) -> _Questions:
@@ -160,13 +196,16 @@ class Asking:
         logprobs = questions.says_how_sure(admission, model, tenant=run.tenant)
         lines = [questions.line(spec, number, text, model=model, logprobs=logprobs) for number, text in found]
         bound = run.max_cost_usd is not None or self._budgeted.binds(run.tenant_id, run.api_key_id)
-        requests = [questions.parse(line) for line in lines] if bound or run.max_enqueued_tokens is not None else []
-        prices = self._budgeted.prices(admission.catalog) if bound else {}
+        limited = run.max_enqueued_tokens is not None
+        requests = [_readable(line) for line in lines] if bound or limited else []
+        fine = [request for request in requests if request is not None]
+        worst = admission.worst_usd(fine, self._budgeted.prices(admission.catalog), tenant=run.tenant) if bound else []
+        tokens = admission.prompt_tokens(fine) if limited else []
         return _Questions(
             [number for number, _ in found],
             lines,
-            admission.worst_usd(requests, prices, tenant=run.tenant) if bound else None,
-            admission.prompt_tokens(requests) if run.max_enqueued_tokens is not None else None,
+            _beside(requests, worst, Decimal(0)) if bound else None,
+            _beside(requests, tokens, 0) if limited else None,
         )
 
     def _affordable(self, run: ClassificationRun, open_parts: list[Part], asked: _Questions) -> int:
@@ -174,6 +213,9 @@ class Asking:
         cap, worst = run.max_cost_usd, asked.worst
         if cap is None or worst is None:
             return len(asked.numbers)
+        if any(part.worst_usd is None for part in open_parts):
+            self._wait(run, open_parts, "what is under way was asked before there was a cap: it waits for that")
+            return 0
         left = cap - run.cost_usd - sum((part.worst_left_usd for part in open_parts), Decimal(0))
         most, at = Decimal(0), 0
         for usd in worst:
@@ -182,7 +224,7 @@ class Asking:
                 break
             at += 1
         if at == 0 and open_parts:
-            self._wait(run, f"the rest of its cap of {cap:f} USD is kept for what is under way")
+            self._wait(run, open_parts, f"the rest of its cap of {cap:f} USD is kept for what is under way")
         elif at == 0:
             self._stop(
                 run,
@@ -202,8 +244,8 @@ class Asking:
             worst=in_parts(asked.worst) if asked.worst is not None else None,
         )
 
-    def _tell(self, run: ClassificationRun, new: NewPart) -> bool:
-        about = {"run": run.public_id, "part": new.part_no, "stage": str(new.stage), "texts": len(new.lines)}
+    def _tell(self, run: ClassificationRun, new: NewPart, part_no: int) -> bool:
+        about = {"run": run.public_id, "part": part_no, "stage": str(new.stage), "texts": len(new.lines)}
         self._yard.log.info(Event.CLASSIFICATION_ASKED, **about)
         try:
             self._yard.publisher.nudge(EXPAND)
@@ -211,10 +253,20 @@ class Asking:
             self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
         return True
 
-    def _wait(self, run: ClassificationRun, why: str) -> bool:
+    def _wait(self, run: ClassificationRun, open_parts: list[Part], why: str) -> bool:
+        self._waiting[run.id] = _Wait(_left(open_parts), time.monotonic() + _LOOK_AGAIN_S)
         if run.why != why:
             self._yard.log.info(Event.CLASSIFICATION_WAITS, run=run.public_id, why=why)
             progress.say(self._yard.store, run.id, why)
+        return False
+
+    def _waits(self, run: ClassificationRun, open_parts: list[Part]) -> bool:
+        """Whether there is no more room than when it was refused: to write a part's questions and take them back takes
+        seconds, and megabytes of Postgres."""
+        known = self._waiting.get(run.id)
+        if known is not None and known.left == _left(open_parts) and time.monotonic() < known.until:
+            return True
+        self._waiting.pop(run.id, None)
         return False
 
     def _stop(self, run: ClassificationRun, why: str) -> bool:

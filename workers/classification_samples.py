@@ -16,9 +16,9 @@ from tieryard.classification.thresholds import ESCALATE_ALL, Sample
 from tieryard.requests.classification import TRUTH, Calibrate, Gate
 from tieryard.store import Store, classification_progress
 from tieryard.store import classification_texts as texts
-from tieryard.store.classification_progress import Policy
 from tieryard.store.classifications import ClassificationRun, Stage
 
+_NO_TRUTH = "no row has a truth to calibrate by: every text is escalated"
 _NO_SAMPLE = "no text of the sample was answered by the larger model: every text is escalated"
 
 
@@ -32,14 +32,19 @@ class Pending:
     is_whole: bool
     to_ask: dict[Stage, list[int]]
 
+    @property
+    def said(self) -> str:
+        """What it waits for."""
+        wanted = f"{self.by.rows} that have a truth" if _by_truth(self.by) else f"{self.by.rows}"
+        return f"it waits for texts to decide by: of {wanted} {len(self.sample)} are here"
+
 
 def pending(store: Store, run: ClassificationRun) -> Pending | None:
     """The next decision; None where nothing is left to decide."""
     by = _undecided(run)
     if by is None:
         return None
-    with_truth = (by.judge if isinstance(by, Gate) else by.by) == TRUTH
-    sample = texts.sample(store, run, by.rows, with_truth=with_truth)
+    sample = texts.sample(store, run, by.rows, with_truth=_by_truth(by))
     to_ask = {stage: _not_asked(store, run, stage, sample) for stage in _stages(run, by)}
     left = {stage: numbers for stage, numbers in to_ask.items() if numbers}
     return Pending(by, tuple(sample), len(sample) == by.rows or run.is_whole, left)
@@ -56,26 +61,13 @@ def decide(store: Store, run: ClassificationRun, due: Pending) -> str:
     return str(found["said"])
 
 
-def policy(run: ClassificationRun) -> Policy:
-    """Which answers stand, of a run that has decided all it had to."""
-    if run.gate_failed and not _stops(run):
-        return Policy(all_larger=True)
-    escalate = run.spec.escalate
-    if escalate is None:
-        return Policy()
-    below = escalate.below if escalate.below is not None else run.threshold
-    if below is not None and below >= ESCALATE_ALL:  # nobody need ask the first model any more
-        return Policy(all_larger=True)
-    return Policy(below=below)
-
-
 def why_it_stops(run: ClassificationRun) -> str | None:
     """What its gate has said, where that ends the run."""
-    return f"its gate: {run.gate['said']}" if run.gate is not None and run.gate_failed and _stops(run) else None
+    return f"its gate: {run.gate['said']}" if run.gate is not None and run.gate_stops else None
 
 
-def _stops(run: ClassificationRun) -> bool:
-    return run.spec.gate is not None and run.spec.gate.otherwise == "stop"
+def _by_truth(by: Gate | Calibrate) -> bool:
+    return (by.judge if isinstance(by, Gate) else by.by) == TRUTH
 
 
 def _undecided(run: ClassificationRun) -> Gate | Calibrate | None:
@@ -138,7 +130,7 @@ def _calibrated(store: Store, run: ClassificationRun, by: Calibrate, sample: Seq
             "threshold": ESCALATE_ALL,
             "expected_share_escalated": 1.0,
             "accuracy": None,
-            "said": _NO_SAMPLE,
+            "said": _NO_TRUTH if by.by == TRUTH else _NO_SAMPLE,
         }
     found = thresholds.calibrate(pairs, by.max_drop)
     return {

@@ -19,7 +19,7 @@ from tieryard.requests.classification import ClassificationSpec
 from tieryard.store import classification_parts as parts
 from tieryard.store import classification_progress as progress
 from tieryard.store import classifications
-from tieryard.store.classification_parts import Ended, Found, Part
+from tieryard.store.classification_parts import Ended, Found, OpenRun, Part
 from tieryard.store.classification_progress import Policy
 from tieryard.store.classifications import ClassificationRun, RunState, Stage
 from tieryard.store.leader import lead
@@ -31,6 +31,7 @@ from workers.yard import Yard
 
 _ROUND_S = 2.0  # a tick goes on for so long while there is something to do
 _CHUNK = 1000  # answers that are kept together
+_IDLE_S = 15.0  # until a run is looked at again that nobody has touched
 _HOPELESS = 200  # answers without a label among them
 
 
@@ -45,6 +46,7 @@ class Classifying:
         self._stop = threading.Event()
         self._specs: dict[int, ClassificationSpec] = {}
         self._seen: dict[int, tuple[int, int, Policy]] = {}
+        self._idle: dict[int, tuple[str, float]] = {}
 
     def prepare(self, _: Catalog, catalog: Catalog) -> Callable[[], None]:
         """Questions are made by this catalog from the next part on. Raises UserError."""
@@ -71,11 +73,24 @@ class Classifying:
     def _round(self) -> bool:
         """A step of every open run: whether any has moved."""
         open_runs = parts.open_runs(self._yard.store)
-        for forgotten in self._specs.keys() - set(open_runs):
+        for forgotten in self._specs.keys() - {run.id for run in open_runs}:
             self._specs.pop(forgotten)
             self._seen.pop(forgotten, None)
-        moved = [self._step(run_id) for run_id in open_runs if not self._stop.is_set()]
+            self._idle.pop(forgotten, None)
+            self._asking.forget(forgotten)
+        moved = [self._look(run) for run in open_runs if not self._stop.is_set()]
         return any(moved)
+
+    def _look(self, run: OpenRun) -> bool:
+        """A run of which nothing is under way, and that did not move as it is now, is left alone a while: a client that
+        never came back may leave thousands."""
+        version, until = self._idle.get(run.id, ("", 0.0))
+        if not run.busy and run.version == version and time.monotonic() < until:
+            return False
+        moved = self._step(run.id)
+        if not moved:
+            self._idle[run.id] = run.version, time.monotonic() + _IDLE_S
+        return moved
 
     def _step(self, run_id: int) -> bool:
         try:
@@ -96,7 +111,7 @@ class Classifying:
             run = self._read(run_id)
         due = samples.pending(self._yard.store, run)
         if due is None:
-            policy = samples.policy(run)
+            policy = progress.policy(run)
             self._settle(run, policy)
             asked = self._ask_all(run, policy)
         else:
@@ -124,7 +139,10 @@ class Classifying:
         """Until the sample has decided, nothing else is asked."""
         if due.to_ask:
             return self._asking.ask_sample(run, due.to_ask)
-        if not due.is_whole or any(part.open for part in parts.parts(self._yard.store, run.id)):
+        if not due.is_whole:
+            progress.say(self._yard.store, run.id, due.said)
+            return False
+        if any(part.open for part in parts.parts(self._yard.store, run.id)):
             return False
         said = samples.decide(self._yard.store, run, due)
         self._yard.log.info(Event.CLASSIFICATION_DECIDED, run=run.public_id, said=said)

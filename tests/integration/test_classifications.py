@@ -204,24 +204,23 @@ def test_another_worker_goes_on_where_one_has_ended(desk: Desk, small_parts: Non
 
 
 def test_two_that_would_ask_the_same_ask_it_once(desk: Desk, small_parts: None) -> None:
-    """As when a leader has lost its lock, and does not know."""
-    desk.create(rows=numbered(30))
+    """As when a leader has lost its lock, and does not know: the other is quicker while this one, which has read its
+    texts, writes the questions."""
+    run = desk.create(rows=numbered(30))
     other = classifying.Classifying(desk.yard, desk.yard.admission())
-    read = classification_asking.parts.last_part_no
-    made = []
+    write, met = classification_asking.Asking._questions, []
 
-    def meanwhile(store: Store, run_id: int) -> int:
-        found = read(store, run_id)
-        if not made:
-            made.append(found)
+    def meanwhile(self: Any, *about: Any) -> Any:
+        if not met:
+            met.append(about)
             other._round()
-        return found
+        return write(self, *about)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classification_asking.parts, "last_part_no", meanwhile)
+        patch.setattr(classification_asking.Asking, "_questions", meanwhile)
         desk.tick()
-    desk.fleet()
-    assert set(desk.asked.values()) == {1}
+    assert desk.finish(run)["state"] == "completed"
+    assert (len(desk.asked), set(desk.asked.values())) == (30, {1})
 
 
 def test_a_cap_stops_cleanly_and_a_higher_one_goes_on(desk: Desk, small_parts: None) -> None:
@@ -282,10 +281,21 @@ def test_a_cancelled_run_asks_nothing_more_and_is_billed_for_what_it_has_used(de
     assert error_of(desk.send(run, numbered(101)[100:], first=101), 409)["param"] == "first"
 
 
+def test_a_run_that_is_over_as_cancelled_takes_no_rows(desk: Desk, small_parts: None) -> None:
+    run = desk.create()
+    desk.send(run, numbered(30))
+    desk.tick()
+    desk.client.post(f"{PATH}/{run}/cancel")
+    assert error_of(desk.send(run, numbered(31)[30:], first=31), 409)["param"] == "classification"
+    assert desk.finish(run)["state"] == "cancelled"
+    assert error_of(desk.send(run, numbered(31)[30:], first=31), 409)["param"] == "classification"
+
+
 def test_a_run_with_nothing_under_way_is_cancelled_at_once(desk: Desk) -> None:
     run = desk.create()
     desk.send(run, numbered(3))
-    assert desk.client.post(f"{PATH}/{run}/cancel").json()["state"] == "cancelled"
+    cancelled = desk.client.post(f"{PATH}/{run}/cancel").json()
+    assert (cancelled["state"], cancelled["ending"]) == ("cancelled", None)
     assert error_of(desk.send(run, numbered(4)[3:], first=4), 409)["param"] == "classification"
 
 
@@ -470,8 +480,12 @@ def test_a_cap_holds_in_a_cascade(desk: Desk, small_parts: None) -> None:
     assert stopped["state"] == "stopped"
     assert 0 < Counter(deployment for deployment, _ in desk.asked)["dear"] < 40
     assert Decimal(stopped["cost_usd"]) == desk.charged() <= Decimal("0.0012")
+    for row in desk.results(run):  # none looks like an answer for good that is not one
+        assert (row["label"], row["escalated"]) == (NAMES[(row["row"] - 1) % 3], row["error"] is None)
+        assert row["escalated"] or row["error"].startswith("not asked of the larger model: the run is stopped, it has")
     desk.client.post(f"{PATH}/{run}/resume", json={"max_cost_usd": None})
     assert desk.finish(run)["state"] == "completed"
+    assert {row["error"] for row in desk.results(run)} == {None}
     assert Counter(deployment for deployment, _ in desk.asked) == {"cheap": 40, "dear": 40}
     assert set(desk.asked.values()) == {1}
 
@@ -494,6 +508,8 @@ def test_a_cap_holds_in_a_cascade(desk: Desk, small_parts: None) -> None:
         ({"gate": {"rows": 30, "judge": "dear", "min_agreement": 0.99}}, "gate.rows"),
         ({"gate": {"rows": 50, "judge": "nobody"}}, "gate.judge"),
         ({"gate": {"rows": 50, "judge": "truth"}}, "gate"),
+        ({"gate": {"rows": 50, "judge": "cheap"}}, "gate.judge"),
+        ({"escalate": {"model": "cheap", "below": 0.5}}, "escalate.model"),
         ({"rows": [{"text": "a", "truth": "other"}]}, "truth"),
         ({"rows": [{"text": "a", "truth": ["bug", "feature"]}]}, "truth"),
         ({"rows": [{"text": "a\x00"}]}, None),

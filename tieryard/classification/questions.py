@@ -40,6 +40,8 @@ def check(spec: ClassificationSpec, admission: Admission, *, tenant: str = "") -
         if field != "model" and model not in admission.catalog.deployments:
             known = ", ".join(f"'{name}'" for name in admission.catalog.deployments)
             raise ModelNotFoundError(f"'{model}' is not a deployment; expected one of {known}", param=field)
+        if field != "model" and _may_take(admission.catalog, spec.model, tenant) == [model]:
+            raise RequestError(f"'{model}' is the model that is asked first: name another", param=field)
         unsure = field == "model" and spec.escalate is not None and not says_how_sure(admission, model, tenant=tenant)
         if unsure:
             raise RequestError(
@@ -51,9 +53,9 @@ def check(spec: ClassificationSpec, admission: Admission, *, tenant: str = "") -
 
 
 def check_model(spec: ClassificationSpec, model: str, admission: Admission, *, tenant: str, field: str) -> None:
-    """Raises RequestError where not even an empty text could be asked of this model."""
+    """Raises RequestError where not even the shortest text could be asked of this model."""
     try:
-        bare = parse(line(spec, 0, "", model=model, logprobs=says_how_sure(admission, model, tenant=tenant)))
+        bare = parse(line(spec, 0, "a", model=model, logprobs=says_how_sure(admission, model, tenant=tenant)))
         admission.check(bare, callbacks=False, tenant=tenant)
     except RequestError as error:
         raise type(error)(error.message, param=field) from None

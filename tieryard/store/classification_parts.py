@@ -1,8 +1,8 @@
 """The questions of classification runs: parts under way, and the answers that are collected from them.
 
-A part is a batch of its owner's. It is saved with the batch in one transaction, under the number that follows the last
-part its maker has seen: of two processes that would ask the same only one can commit. Answers are inserted with the
-part's `collected` and the run's counters, under their primary key: none is read twice, whoever dies when.
+A part is a batch of its owner's. It is saved with the batch in one transaction, while the run is as its maker has read
+it: of two processes that would ask the same only one can commit. Answers are inserted with the part's `collected` and
+the run's counters, under their primary key: none is read twice, whoever dies when.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from decimal import Decimal
 from typing import Any
 
 import orjson
-from psycopg.errors import UniqueViolation
 
 from tieryard.ids import public
 from tieryard.store.batches import NewBatch, put_batch
@@ -48,11 +47,20 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that is not over. `version` is another one whenever anything was written to it; `busy`: questions of it are
+    under way."""
+
+    id: int
+    version: str
+    busy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class NewPart:
     """A part to make of `lines`, one for each of `text_nos`. `follows` is the first part whose texts it escalates,
     `asked_to` how far the run's texts are then asked; None where it says nothing of that."""
 
-    part_no: int
     stage: Stage
     text_nos: Sequence[int]
     lines: list[str]
@@ -98,6 +106,12 @@ class Found:
     error: str | None = None
 
 
+_OPEN_RUNS = """
+SELECT id, c.xmin::text,
+       EXISTS (SELECT FROM classification_part p WHERE p.classification_id = c.id AND p.collected < p.texts)
+FROM classification c WHERE finished_at IS NULL ORDER BY id
+"""
+
 _PARTS = """
 SELECT part_no, stage, batch_id, texts, worst_usd, collected, followed FROM classification_part
 WHERE classification_id = %(id)s AND (collected < texts OR NOT followed) ORDER BY part_no
@@ -137,20 +151,15 @@ WHERE classification_id = %(id)s AND part_no = %(part)s AND collected = %(from)s
 """
 
 
-def open_runs(store: Store) -> list[int]:
-    """Runs that are not over, the oldest first."""
-    return [row[0] for row in store.fetch("SELECT id FROM classification WHERE finished_at IS NULL ORDER BY id")]
+def open_runs(store: Store) -> list[OpenRun]:
+    """Those that are not over, the oldest first."""
+    return [OpenRun(*row) for row in store.fetch(_OPEN_RUNS)]
 
 
 def parts(store: Store, run_id: int) -> list[Part]:
     """Those that are open, or were not followed yet."""
     rows = store.fetch(_PARTS, {"id": run_id})
     return [Part(row[0], Stage(row[1]), *row[2:]) for row in rows]
-
-
-def last_part_no(store: Store, run_id: int) -> int:
-    statement = "SELECT coalesce(max(part_no), 0) FROM classification_part WHERE classification_id = %(id)s"
-    return int(store.fetch(statement, {"id": run_id})[0][0])
 
 
 def progress(store: Store, open_parts: Sequence[Part]) -> dict[int, int]:
@@ -221,38 +230,38 @@ def _count(connection: Connection, run: ClassificationRun, found: Sequence[Found
     )
 
 
+# Numbered as it is saved: who holds the run is alone with it.
+_PUT_PART = """
+INSERT INTO classification_part (classification_id, part_no, stage, batch_id, text_nos, texts, worst_usd, followed)
+SELECT %(id)s, coalesce(max(part_no), 0) + 1, %(stage)s, %(batch)s, %(nos)s, %(n)s, %(worst)s::numeric[], %(followed)s
+FROM classification_part WHERE classification_id = %(id)s RETURNING part_no
+"""
+
+_ASKED = """
+UPDATE classification SET asked = asked + %(n)s, escalated = escalated + %(up)s, why = NULL,
+    asked_to = coalesce(%(to)s::int, asked_to), started_at = coalesce(started_at, now())
+WHERE id = %(id)s
+"""
+
+
 def put_part(store: Store, run: ClassificationRun, new: NewPart, batch: NewBatch) -> int | None:
-    """Saves a part and its batch: the batch's id; None where another process was quicker, or nothing more is to be
-    asked. Raises LimitError and BudgetError as any batch does."""
-    batch_id = store.reserve_ids(len(new.lines) + 1)
-    try:
-        with store.transaction() as connection:
-            if hold(connection, run.id).ending is not None:
-                return None
-            connection.execute(
-                "INSERT INTO classification_part (classification_id, part_no, stage, batch_id, text_nos, texts, "
-                "worst_usd, followed) VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-                [run.id, new.part_no, new.stage, batch_id, list(new.text_nos), len(new.lines), new.worst_usd,
-                 new.stage is not Stage.FIRST],
-            )  # fmt: skip
-            connection.execute(
-                "UPDATE classification SET asked = asked + %(n)s, escalated = escalated + %(up)s, why = NULL, "
-                "asked_to = coalesce(%(to)s::int, asked_to), started_at = coalesce(started_at, now()) "
-                "WHERE id = %(id)s",
-                {
-                    "id": run.id,
-                    "n": len(new.lines),
-                    "up": len(new.lines) if new.stage is not Stage.FIRST else 0,
-                    "to": new.asked_to,
-                },
-            )
-            if new.follows is not None:
-                _follow(connection, run.id, new.follows)
-            noted = {KIND: public(KIND, run.id), "stage": str(new.stage), "part": str(new.part_no)}
-            put_batch(connection, batch_id, batch, new.lines, metadata=noted)  # last: others wait for its budgets
-    except UniqueViolation:
-        return None
-    return batch_id
+    """Saves a part and its batch: the part's number. None where nothing more is to be asked, or another process has
+    asked or collected since `run` was read: these texts may be asked already then, or not be covered by the cap.
+    Raises LimitError and BudgetError as any batch does."""
+    n, first = len(new.lines), new.stage is Stage.FIRST
+    batch_id = store.reserve_ids(n + 1)
+    with store.transaction() as connection:
+        now = hold(connection, run.id)
+        if now.ending is not None or (now.asked, now.answered) != (run.asked, run.answered):
+            return None
+        part = {"id": run.id, "stage": new.stage, "batch": batch_id, "nos": list(new.text_nos), "n": n}
+        [[part_no]] = connection.execute(_PUT_PART, {**part, "worst": new.worst_usd, "followed": not first}).fetchall()
+        connection.execute(_ASKED, {"id": run.id, "n": n, "up": 0 if first else n, "to": new.asked_to})
+        if new.follows is not None:
+            _follow(connection, run.id, new.follows)
+        noted = {KIND: public(KIND, run.id), "stage": str(new.stage), "part": str(part_no)}
+        put_batch(connection, batch_id, batch, new.lines, metadata=noted)  # last: others wait for its budgets
+    return int(part_no)
 
 
 def follow(store: Store, run_id: int, part_no: int) -> None:

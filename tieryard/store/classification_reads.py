@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from tieryard.store.classification_progress import policy
 from tieryard.store.classifications import ClassificationRun
 from tieryard.store.connection import Store
 
@@ -62,6 +63,13 @@ def results(store: Store, run: ClassificationRun, *, after: int, limit: int) -> 
     return [_result(run, row) for row in rows]
 
 
+def _lacks_larger(run: ClassificationRun, first: _Answer, larger: _Answer) -> bool:
+    """Whether the run ended before its larger model was asked, whose word was to be the last."""
+    stands = policy(run)
+    unsure = stands.below is not None and (first.confidence is None or first.confidence < stands.below)
+    return larger.labels is None and (stands.all_larger or unsure)
+
+
 def _result(run: ClassificationRun, row: Sequence[Any]) -> RowResult:
     row_no, first_row = row[:2]
     first, judged, larger = (_Answer(*row[at : at + 4]) for at in (2, 6, 10))
@@ -70,8 +78,9 @@ def _result(run: ClassificationRun, row: Sequence[Any]) -> RowResult:
     best = labelled[0] if labelled else _Answer(None, None, None, None)
     errors = [one.error for one in (larger, judged, first) if one.error is not None]
     error = errors[0] if errors and (not labelled or larger.error is not None) else None
-    if not labelled and error is None:
-        error = f"not asked: the run is {run.state}" + (f", {run.why}" if run.why else "")
+    if row_no > run.final_rows and error is None and (not labelled or _lacks_larger(run, first, larger)):
+        asked = "not asked of the larger model" if labelled else "not asked"
+        error = f"{asked}: the run is {run.state}" + (f", {run.why}" if run.why else "")
     first_of_text = row_no == first_row
     return RowResult(
         row=row_no,

@@ -23,6 +23,13 @@ SELECT text_no, body FROM (
 ) next WHERE bytes <= %(bytes)s OR n = 1 ORDER BY text_no
 """
 
+_OF = """
+SELECT text_no, body FROM (
+    SELECT text_no, body, row_number() OVER w AS n, sum(octet_length(body)) OVER w AS bytes
+    FROM classification_text WHERE classification_id = %(id)s AND text_no = ANY(%(nos)s) WINDOW w AS (ORDER BY text_no)
+) these WHERE bytes <= %(bytes)s OR n = 1 ORDER BY text_no
+"""
+
 _UNSURE = """
 SELECT t.text_no, t.body FROM classification_part p
 CROSS JOIN LATERAL unnest(p.text_nos) AS of (text_no)
@@ -64,13 +71,10 @@ def unsure_texts(store: Store, run: ClassificationRun, part: Part, below: float)
     return [(row[0], row[1]) for row in rows]
 
 
-def texts_of(store: Store, run: ClassificationRun, numbers: Sequence[int]) -> list[tuple[int, str]]:
-    """(number, text) of these."""
-    statement = (
-        "SELECT text_no, body FROM classification_text WHERE classification_id = %(id)s AND text_no = ANY(%(nos)s) "
-        "ORDER BY text_no"
-    )
-    return [(row[0], row[1]) for row in store.fetch(statement, {"id": run.id, "nos": list(numbers)})]
+def texts_of(store: Store, run: ClassificationRun, numbers: Sequence[int], *, most_bytes: int) -> list[tuple[int, str]]:
+    """(number, text) of the first of these: as many as are so many bytes together, one at least."""
+    about = {"id": run.id, "nos": list(numbers), "bytes": most_bytes}
+    return [(row[0], row[1]) for row in store.fetch(_OF, about)]
 
 
 def sample(store: Store, run: ClassificationRun, n: int, *, with_truth: bool) -> list[int]:

@@ -104,6 +104,11 @@ class ClassificationRun:
     def gate_failed(self) -> bool:
         return self.gate is not None and self.gate["outcome"] != "passed"
 
+    @property
+    def gate_stops(self) -> bool:
+        """Whether that was the end of it."""
+        return self.gate_failed and self.spec.gate is not None and self.spec.gate.otherwise == "stop"
+
 
 _COLUMNS = """
 c.id, c.tenant_id, c.api_key_id, coalesce(t.name, ''), t.max_enqueued_tokens, c.spec, c.max_cost_usd, c.state, c.ending,
@@ -135,13 +140,13 @@ WHERE id = ANY(ARRAY(SELECT batch_id FROM classification_part WHERE classificati
 """
 
 # By the digests alone, whatever the statistics say of a new run: `+ 0` keeps the primary key out of it, by which all
-# texts of the run would be read for each request.
+# texts of the run would be read for each request. No other run has these digests.
 _KNOWN = """
 SELECT digest, text_no FROM classification_text WHERE digest = ANY(%s) AND classification_id + 0 = %s
 """
 
 _CANCEL = """
-UPDATE classification c SET why = %(why)s, ending = 'cancelled',
+UPDATE classification c SET why = %(why)s, ending = CASE WHEN NOT idle.is THEN 'cancelled' END,
     state = CASE WHEN idle.is OR finished_at IS NOT NULL THEN 'cancelled' ELSE state END,
     finished_at = CASE WHEN idle.is THEN coalesce(finished_at, now()) ELSE finished_at END
 FROM (SELECT NOT EXISTS (
@@ -204,8 +209,8 @@ def add_rows(store: Store, run_id: int, first: int, rows: Sequence[Row], *, tena
             return run.received
         if run.total is not None:
             raise ConflictError(f"it was completed with {run.total} rows: no more can come", param="first")
-        if run.ending in (RunState.CANCELLED, RunState.FAILED):
-            raise ConflictError(f"it is {run.ending}: no more rows are taken", param=KIND)
+        if (ends := run.ending or run.state) in (RunState.CANCELLED, RunState.FAILED):
+            raise ConflictError(f"it is {ends}: no more rows are taken", param=KIND)
         return _add(connection, run_id, run.received, run.texts, new)
 
 
@@ -244,7 +249,7 @@ def resume(store: Store, run_id: int, *, tenant_id: int, cap: Decimal | None, ke
         run = hold(connection, run_id, tenant_id=tenant_id)
         if (run.ending or run.state) not in (RunState.STOPPED, RunState.FAILED):
             raise ConflictError(f"cannot resume a classification that is {run.ending or run.state}", param=KIND)
-        if run.gate_failed and run.spec.gate is not None and run.spec.gate.otherwise == "stop":
+        if run.gate_stops:
             raise ConflictError(f"its gate has not passed: {run.why}; make another run", param=KIND)
         wanted = run.max_cost_usd if keep_cap else cap
         if wanted is not None and wanted <= run.cost_usd:
@@ -262,7 +267,7 @@ def hold(connection: Connection, run_id: int, *, tenant_id: int | None = None) -
 
 def _add(connection: Connection, run_id: int, received: int, texts: int, rows: Sequence[Row]) -> int:
     """Appends rows, whose run is held: how many there are then."""
-    digests = [hashlib.blake2b(row.text.encode(), digest_size=16).digest() for row in rows]
+    digests = [_digest(run_id, row.text) for row in rows]
     known = connection.execute(_KNOWN, [list(set(digests)), run_id])
     numbers = {bytes(digest): int(number) for digest, number in known}
     with connection.cursor().copy(
@@ -282,6 +287,11 @@ def _add(connection: Connection, run_id: int, received: int, texts: int, rows: S
         "UPDATE classification SET received = %s, texts = %s WHERE id = %s", [received + len(rows), texts, run_id]
     )
     return received + len(rows)
+
+
+def _digest(run_id: int, text: str) -> bytes:
+    """Salted by the run: else a text of a file that is classified fifty times would be looked for among fifty."""
+    return hashlib.blake2b(text.encode(), digest_size=16, salt=run_id.to_bytes(8)).digest()
 
 
 def _run(row: Sequence[Any]) -> ClassificationRun:

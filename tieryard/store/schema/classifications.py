@@ -78,7 +78,7 @@ class Classification(SQLModel, table=True):
 
 class ClassificationText(SQLModel, table=True):
     """A distinct text of a run, numbered from 1 in the order of first rows. `truth` is that of `first_row`; `digest` is
-    BLAKE2b of the text's UTF-8."""
+    BLAKE2b of the text's UTF-8, salted by the run."""
 
     __tablename__: ClassVar[str] = "classification_text"
     __table_args__ = (
