@@ -25,7 +25,7 @@ from tieryard.store import Store
 from tieryard.store.migrate import migrate
 
 GOOD = 20
-EVENTS_PER_S = 5
+EVENTS_PER_S = 2
 SECONDS = 40  # more than two time-outs of a black hole
 BURST = 500
 LIMIT_MS = 2000.0
