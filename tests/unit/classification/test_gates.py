@@ -1,5 +1,8 @@
 """The gate of a run."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +51,15 @@ def test_what_is_let_start_can_pass(rows, least):
         check_rows(rows, least)
     assert refusal.value.param == "gate.rows"
     assert wilson(rows, rows).low < least
+
+
+def test_the_page_says_how_many_rows_it_takes():
+    page = (Path(__file__).parents[3] / "docs/explanation/classification.md").read_text(encoding="utf-8")
+    said = re.findall(r"(0\.\d+) takes (\d+)", " ".join(page.split()))
+    assert len(said) == 4
+    for least, rows in said:
+        assert judge(int(rows), int(rows), float(least)).outcome == "passed"
+        assert judge(int(rows) - 1, int(rows) - 1, float(least)).outcome == "too_few"
 
 
 def test_it_says_how_many_rows_it_takes():

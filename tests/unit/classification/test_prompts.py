@@ -1,6 +1,7 @@
 """The question that a text is asked with."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from tieryard.errors import RequestError
 from tieryard.requests import CHAT, parse_body
 from tieryard.requests.classification import ClassificationSpec
 
+PAGE = Path(__file__).parents[3] / "docs/explanation/classification.md"
 LABELS = [{"name": "billing", "description": "Invoices and refunds."}, {"name": "bug"}, {"name": "Größe"}]
 EXAMPLE = {"text": "I was charged twice.", "label": "billing"}
 
@@ -152,6 +154,10 @@ def test_what_no_question_can_be_made_of_is_refused(fields, param, says):
     refusal = refused(**fields)
     assert refusal.param == param
     assert says in refusal.message
+
+
+def test_the_page_has_our_template():
+    assert f"```\n{prompts.DEFAULT_TEMPLATE}\n```" in PAGE.read_text(encoding="utf-8")
 
 
 def test_what_is_shared_is_made_once():
