@@ -21,7 +21,7 @@ from tieryard.store.deliveries import Due, Tried
 from tieryard.store.lanes import LaneRow
 from tieryard.telemetry import Event
 from tieryard.webhooks.addresses import ForbiddenAddressError, read_url
-from tieryard.webhooks.backoff import DISABLED_AFTER_S
+from tieryard.webhooks.backoff import DISABLED_AFTER_S, GIVEN_UP_AFTER_S
 from tieryard.webhooks.fairness import Slots, Waiting
 from tieryard.webhooks.sending import Sender
 from workers.delivering import Desk, deliver
@@ -32,6 +32,8 @@ _LEAST_PAUSE_S = 0.005
 _AGAIN_S = 1.0  # after a failure of ours
 _TELL_S = 5.0
 _FORGET_S = 30.0
+_GIVE_UP_S = 300.0  # and so long after the start: a receiver that is well again by then is told
+_FANNED_AT_ONCE = 4  # parts of what happened, between two looks at what is due
 _NO_LANE = "invalid"  # what callback addresses that cannot be read are kept apart as
 
 
@@ -50,6 +52,7 @@ class Callbacks:
         self._done: deque[Tried] = deque()
         self._sending: set[asyncio.Task[None]] = set()
         self._tell_at = self._forget_at = 0.0
+        self._give_up_at = time.monotonic() + _GIVE_UP_S
         self._loop: asyncio.AbstractEventLoop | None = None
         self._awake = asyncio.Event()
         self._stopping = False
@@ -114,7 +117,7 @@ class Callbacks:
         """What is to be sent now, and for how long there will be nothing more unless something happens."""
         self._write_down()
         self._look_after()
-        self._fan_out()
+        more = self._fan_out()
         with self._yard.store.transaction() as connection:
             waiting = lanes.waiting(connection)
             shares = self._slots.share_out(_turns(waiting))
@@ -123,7 +126,7 @@ class Callbacks:
             self._slots.took(one.lane_id)
         self._slots.forget(lane.lane_id for lane in waiting)
         later = [lane.due_in_s for lane in waiting if lane.due_in_s > 0]
-        return due, min([*later, _LOOK_S])
+        return due, 0.0 if more else min([*later, _LOOK_S])
 
     def _write_down(self) -> None:
         """Attempts that have ended. Each gives its slot back once it is written: until then its lane is not asked."""
@@ -164,11 +167,14 @@ class Callbacks:
                 if endpoints.disable(connection, endpoint_id, why):
                     self._yard.log.warning(Event.WEBHOOK_DISABLED, endpoint=public("webhook", endpoint_id), why=why)
 
-    def _fan_out(self) -> None:
-        more = True
-        while more:
+    def _fan_out(self) -> bool:
+        """Whether there is more: of a million events at once, the first are delivered while the last wait for this."""
+        for _ in range(_FANNED_AT_ONCE):
             with self._yard.store.transaction() as connection:
                 _, more = outbox.fan_out(connection, _origin)
+            if not more:
+                return False
+        return True
 
     def _look_after(self) -> None:
         """Now and then: operators are told what is owed, and what is old is let go."""
@@ -186,6 +192,11 @@ class Callbacks:
             self._forget_at = now + _FORGET_S
             with self._yard.store.transaction() as connection:
                 outbox.forget(connection, kept_days=self._yard.settings.deliveries_kept_days)
+        if now > self._give_up_at:
+            began = time.monotonic()
+            with self._yard.store.transaction() as connection:
+                more = deliveries.give_up_late(connection, after_s=GIVEN_UP_AFTER_S)
+            self._give_up_at = 0.0 if more else now + max(_GIVE_UP_S, 50 * (time.monotonic() - began))
 
     def _log(self, one: Tried) -> None:
         due = one.due
@@ -207,7 +218,7 @@ class Callbacks:
 
 def _turns(waiting: Sequence[LaneRow]) -> list[Waiting]:
     """Lanes that may be sent something now."""
-    return [Waiting(lane.lane_id, lane.failures, lane.steady) for lane in waiting if lane.due_in_s <= 0]
+    return [Waiting(lane.lane_id, lane.tenant_id, lane.failures, lane.steady) for lane in waiting if lane.due_in_s <= 0]
 
 
 def _origin(url: str) -> str:

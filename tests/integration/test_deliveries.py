@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -27,6 +27,7 @@ from tests.integration.receivers import (
 )
 from tieryard.settings import Settings
 from tieryard.store import Store, deliveries, endpoints, finish, lanes, outbox
+from tieryard.store.connection import Connection
 from tieryard.store.deliveries import Due, Tried
 from workers.yard import Yard
 
@@ -172,9 +173,28 @@ def test_a_lane_counts_its_failures_in_a_row(store: Store, tenant: int) -> None:
     [since] = rows(store, "failing_since", "webhook_endpoint")[0]
     assert since is not None
     record(store, delivered(four))
-    assert lane() == (0, True, False)
+    assert lane() == (0, True, True)
     assert rows(store, "failing_since", "webhook_endpoint") == [(None,)]
     assert found.failing_since is None
+
+
+def test_a_rest_that_was_asked_for_outlasts_what_was_in_flight_beside_it(store: Store, tenant: int) -> None:
+    """Of four at once a receiver that limits its callers takes some, and refuses the rest."""
+    endpoint(store, tenant)
+    happen(store, tenant, 5)
+    fan_out(store)
+    one, two, three, four, five = take(store)
+
+    def rests() -> bool:
+        return store.fetch("SELECT coalesce(resting_until > now() + interval '90 s', false) FROM delivery_lane")[0][0]
+
+    record(store, failed(one, rest_s=100.0), delivered(two))
+    assert rests()
+    record(store, failed(three))
+    assert rests()
+    record(store, failed(four, rest_s=5.0))
+    record(store, delivered(five))
+    assert rests()
 
 
 def test_a_delivery_is_signed_by_its_endpoint_and_thin(yard: Yard, tenant: int, hook: Receiver) -> None:
@@ -329,6 +349,43 @@ def test_after_three_days_it_is_given_up(hasty: Yard, tenant: int, hook: Receive
     assert rows(hasty.store, "delivered_at, last_error") == [(None, "the receiver answered 500")]
 
 
+def test_what_never_had_its_turn_is_given_up_too_where_its_receiver_fails(store: Store, tenant: int) -> None:
+    """Or who is told more than one every 15 seconds, and is dead, would be owed more and more for ever."""
+    happen(store, tenant, 3, url=make.HOOK)
+    happen(store, tenant, url="https://well.example.com/")
+    fan_out(store)
+    failing = "UPDATE delivery_lane SET failures = 3 WHERE origin NOT LIKE '%well%' RETURNING 1"
+    store.fetch(failing)
+    store.fetch("UPDATE delivery SET first_due_at = now() - interval '73 hours' WHERE id <> 2 RETURNING 1")
+    store.fetch("UPDATE delivery SET next_at = now() + interval '20 s' WHERE id = 3 RETURNING 1")  # in somebody's hands
+
+    def give_up(after_h: float) -> bool:
+        with store.transaction() as connection:
+            return deliveries.give_up_late(connection, after_s=3600 * after_h, most=1)
+
+    assert (give_up(74), give_up(72), give_up(72)) == (False, True, False)
+    assert rows(store, "settled_at IS NULL, delivered_at IS NULL") == [(False, True)] + [(True, True)] * 3
+    assert rows(store, "last_error")[0] == ("given up: its receiver has failed ever since",)
+
+
+def test_a_million_events_at_once_do_not_keep_what_is_due_from_going(
+    yard: Yard, tenant: int, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint(yard.store, tenant, hook.url)
+    happen(yard.store, tenant, 12)
+    parts: list[int] = []
+
+    def part_by_part(connection: Connection, origin_of: Callable[[str], str]) -> tuple[int, bool]:
+        parts.append(len(hook.got))
+        return real(connection, origin_of, most=1)
+
+    real = outbox.fan_out
+    monkeypatch.setattr(outbox, "fan_out", part_by_part)
+    with delivering(yard):
+        eventually(lambda: len(hook.got) == 12)
+    assert parts[11] > 0, "the first were delivered before the last were fanned out"
+
+
 def test_what_is_owed_to_a_removed_endpoint_is_not_sent(yard: Yard, tenant: int, hook: Receiver) -> None:
     found = endpoint(yard.store, tenant, hook.url)
     happen(yard.store, tenant)
@@ -345,15 +402,18 @@ def test_what_is_owed_to_a_removed_endpoint_is_not_sent(yard: Yard, tenant: int,
 def test_black_holes_delay_nobody_else(hasty: Yard, tenant: int, hook: Receiver, other: Receiver) -> None:
     """Each of them waits for much, and answers nothing in time."""
     other.delay_s = 3.0
-    for n in range(20):
-        happen(hasty.store, tenant, 20, url=other.url.replace("127.0.0.1", f"127.0.0.{n + 2}"))
+    for _ in range(20):
+        endpoint(hasty.store, tenant, other.url, "batch.completed")
+    happen(hasty.store, tenant, 20)
     with delivering(hasty):
         eventually(lambda: make.count(hasty.store, "delivery", "attempts > 0") >= 20)
         endpoint(hasty.store, tenant, hook.url, "batch.failed")
         happen(hasty.store, tenant, 40, event="batch.failed")
         eventually(lambda: len(hook.got) == 40, within_s=10)
+        eventually(lambda: make.count(hasty.store, "delivery", "delivered_at IS NOT NULL") == 40)
+    assert make.count(hasty.store, "delivery_attempt", "status IS NULL AND error LIKE '%took longer%'") >= 20
     late = "first_due_at + interval '2 s' < (SELECT min(at) FROM delivery_attempt WHERE delivery_id = id)"
-    assert make.count(hasty.store, "delivery", f"endpoint_id IS NOT NULL AND {late}") == 0
+    assert make.count(hasty.store, "delivery", f"delivered_at IS NOT NULL AND {late}") == 0
 
 
 def test_what_is_owed_is_told_to_operators(yard: Yard, tenant: int, hook: Receiver) -> None:

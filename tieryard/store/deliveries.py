@@ -141,19 +141,33 @@ FROM said JOIN locked USING (id)
 WHERE e.id = said.id AND (said.succeeded OR e.failing_since IS NULL)
 """
 
+# A rest that a receiver has asked for is not cut short by what was in flight beside it, however that went.
 _LANES = """
 WITH said AS (
     SELECT * FROM unnest(%(ids)s::bigint[], %(failures)s::int[], %(succeeded)s::bool[], %(steady)s::bool[],
                          %(rest_s)s::float8[]) AS s (id, failures, succeeded, steady, rest_s)
 ), locked AS MATERIALIZED (
     SELECT lane.id FROM delivery_lane lane JOIN said USING (id)
-    WHERE lane.steady <> said.steady OR said.failures > 0 OR lane.failures > 0
+    WHERE lane.steady <> said.steady OR said.failures > 0 OR lane.failures > 0 OR said.rest_s > 0
     ORDER BY lane.id FOR NO KEY UPDATE OF lane
 )
 UPDATE delivery_lane lane SET steady = said.steady,
     failures = CASE WHEN said.succeeded THEN 0 ELSE lane.failures END + said.failures,
-    resting_until = CASE WHEN said.rest_s > 0 THEN now() + said.rest_s * interval '1 second' END
+    resting_until = greatest(lane.resting_until, now() + nullif(said.rest_s, 0) * interval '1 second')
 FROM said JOIN locked USING (id) WHERE lane.id = said.id
+"""
+
+# A receiver that fails is tried now and then, which may be less often than it is owed something new.
+_GIVE_UP = """
+WITH late AS MATERIALIZED (
+    SELECT d.id FROM delivery d JOIN delivery_lane lane ON lane.id = d.lane_id
+    WHERE d.settled_at IS NULL AND d.next_at <= now() AND d.first_due_at < now() - %(after)s * interval '1 second'
+      AND lane.failures > 0
+    ORDER BY d.id LIMIT %(most)s FOR NO KEY UPDATE OF d SKIP LOCKED
+)
+UPDATE delivery SET settled_at = now(),
+    last_error = coalesce(last_error || '; ', '') || 'given up: its receiver has failed ever since'
+WHERE id = ANY(ARRAY(SELECT id FROM late)) RETURNING id
 """
 
 _HOPELESS = """
@@ -195,6 +209,11 @@ def hopeless(connection: Connection, endpoint_ids: Iterable[int], *, after_s: fl
     return [row[0] for row in connection.execute(_HOPELESS, wanted)]
 
 
+def give_up_late(connection: Connection, *, after_s: float, most: int = 5000) -> bool:
+    """Settles what was due first so long ago and waits behind others of a lane that fails: whether more may remain."""
+    return len(connection.execute(_GIVE_UP, {"after": after_s, "most": most}).fetchall()) == most
+
+
 def _row(one: Tried) -> dict[str, Any]:
     return {
         "id": one.due.id,
@@ -224,15 +243,18 @@ def _record_endpoints(connection: Connection, said: Sequence[Tried]) -> None:
 
 
 def _record_lanes(connection: Connection, said: Sequence[Tried]) -> None:
-    """The last attempt of each lane has the last word; failures before a success are forgotten."""
+    """The last attempt of each lane has the last word, failures before a success are forgotten, and the longest rest
+    counts."""
     failures: dict[int, int] = {}
     succeeded: dict[int, bool] = {}
     last: dict[int, Tried] = {}
+    rest_s: dict[int, float] = {}
     for one in said:
         lane_id = one.due.lane_id
         last[lane_id] = one
         failures[lane_id] = 0 if one.error is None else failures.get(lane_id, 0) + 1
         succeeded[lane_id] = succeeded.get(lane_id, False) or one.error is None
+        rest_s[lane_id] = max(rest_s.get(lane_id, 0.0), one.rest_s)
     ids = sorted(last)
     if not ids:
         return
@@ -243,6 +265,6 @@ def _record_lanes(connection: Connection, said: Sequence[Tried]) -> None:
             "failures": [failures[n] for n in ids],
             "succeeded": [succeeded[n] for n in ids],
             "steady": [last[n].steady for n in ids],
-            "rest_s": [last[n].rest_s for n in ids],
+            "rest_s": [rest_s[n] for n in ids],
         },
     )

@@ -15,7 +15,7 @@ WITH RECURSIVE waiting AS (
         SELECT lane_id, next_at FROM delivery WHERE settled_at IS NULL AND lane_id > waiting.lane_id
         ORDER BY lane_id, next_at LIMIT 1) AS next
 )
-SELECT lane.id, lane.failures, lane.steady,
+SELECT lane.id, lane.tenant_id, lane.failures, lane.steady,
        extract(epoch FROM greatest(waiting.next_at, lane.resting_until) - now())::float8
 FROM waiting JOIN delivery_lane lane ON lane.id = waiting.lane_id
 """
@@ -41,6 +41,7 @@ class LaneRow:
     """A lane with unsettled deliveries; `due_in_s` is below 0 where one may be sent now."""
 
     lane_id: int
+    tenant_id: int
     failures: int
     steady: bool
     due_in_s: float

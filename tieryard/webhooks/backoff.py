@@ -9,6 +9,8 @@ from email.utils import parsedate_to_datetime
 FIRST_WAIT_S = 5.0
 WITHIN_S = 72 * 3600.0
 """After the first attempt was due, a delivery is tried for so long."""
+GIVEN_UP_AFTER_S = WITHIN_S + 3600.0
+"""Then it is given up without another attempt, where its receiver fails: the turn of each may never come there."""
 DISABLED_AFTER_S = 5 * 86_400.0
 """An endpoint that has failed for so long, without one success, is disabled when it fails again."""
 

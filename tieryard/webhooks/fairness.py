@@ -3,7 +3,7 @@
 A lane is an endpoint, or a server that callback addresses name. A steady one, that answered last well and soon, may
 have several deliveries in flight; any other has one, which finds out how it is. Those that are not known to be steady
 have a part of the slots between them, and those that fail a part of that: however many there are, steady ones have the
-rest.
+rest. Of that part a tenant has a part: callback addresses make as many lanes as somebody can think of names.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ MOST_OF_STEADY = 4
 """In flight at once, of one steady lane."""
 _MOST_UNPROVEN = 160
 _MOST_FAILING = 96
+_MOST_UNPROVEN_OF_TENANT = 48
 
 SLOW_MS = 5000.0
 """An answer that takes longer is taken, but does not make a lane steady: it would hold its slots for long."""
@@ -25,9 +26,10 @@ SLOW_MS = 5000.0
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A lane with something due: whether its last answer came well and soon, and its `failures` in a row."""
+    """A tenant's lane with something due: whether its last answer came well and soon, its `failures` in a row."""
 
     lane_id: int
+    tenant_id: int
     failures: int
     steady: bool
 
@@ -49,18 +51,14 @@ class Slots:
         """How many deliveries each lane may take now. Who was served longest ago comes first."""
         lanes = sorted(waiting, key=lambda lane: self._served.get(lane.lane_id, -1))
         self._classes |= {lane.lane_id: lane for lane in lanes}
-        failing, unproven, free = self._room()
+        held = self._held()
         shares: dict[int, int] = {}
         for lane in lanes:
             room = (MOST_OF_STEADY if lane.steady else 1) - self._in_flight[lane.lane_id]
-            if not lane.steady:
-                room = min(room, unproven, failing if lane.failures else unproven)
-            room = min(room, free)
+            room = min(room, held.room_for(lane))
             if room > 0:
                 shares[lane.lane_id] = room
-                free -= room
-                unproven -= 0 if lane.steady else room
-                failing -= room if lane.failures else 0
+                held.add(lane, room)
         return shares
 
     def took(self, lane_id: int) -> None:
@@ -80,12 +78,34 @@ class Slots:
         self._served = {lane: turn for lane, turn in self._served.items() if lane in kept}
         self._classes = {lane: seen for lane, seen in self._classes.items() if lane in kept}
 
-    def _room(self) -> tuple[int, int, int]:
-        """Slots left for failing lanes, for those that are not steady, and for all."""
-        failing = unproven = 0
+    def _held(self) -> _Held:
+        held = _Held()
         for lane_id, n in self._in_flight.items():
-            seen = self._classes.get(lane_id)
-            if seen is not None and not seen.steady:
-                unproven += n
-                failing += n if seen.failures else 0
-        return _MOST_FAILING - failing, _MOST_UNPROVEN - unproven, SLOTS - self.in_flight
+            held.add(self._classes[lane_id], n)
+        return held
+
+
+@dataclass(slots=True)
+class _Held:
+    """Slots that are taken: in all, by lanes that are not steady, by those of them that fail, and by tenant."""
+
+    all: int = 0
+    unproven: int = 0
+    failing: int = 0
+    of_tenant: Counter[int] = field(default_factory=Counter)
+
+    def add(self, lane: Waiting, n: int) -> None:
+        self.all += n
+        if not lane.steady:
+            self.unproven += n
+            self.failing += n if lane.failures else 0
+            self.of_tenant[lane.tenant_id] += n
+
+    def room_for(self, lane: Waiting) -> int:
+        room = SLOTS - self.all
+        if not lane.steady:
+            of_tenant = _MOST_UNPROVEN_OF_TENANT - self.of_tenant[lane.tenant_id]
+            room = min(room, _MOST_UNPROVEN - self.unproven, of_tenant)
+            if lane.failures:
+                room = min(room, _MOST_FAILING - self.failing)
+        return room

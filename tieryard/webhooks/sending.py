@@ -87,7 +87,8 @@ class Sender:
         tried: list[str] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                found = await self._post(url, headers, body, tried)
+                answer = await self._post(url, headers, body, tried)
+            found = await _outcome(answer)  # has a time of its own: what was answered in time counts
         except TimeoutError:
             found = {"error": f"the receiver took longer than {self._timeout_s:g} s"}
         except ForbiddenAddressError as refused:
@@ -103,8 +104,9 @@ class Sender:
         await self._transport.aclose()
         self._resolvers.shutdown(wait=False, cancel_futures=True)
 
-    async def _post(self, url: str, headers: dict[str, str], body: bytes, tried: list[str]) -> dict[str, Any]:
-        """Of the host's addresses the first that takes a connection; the ones tried are put down in `tried`."""
+    async def _post(self, url: str, headers: dict[str, str], body: bytes, tried: list[str]) -> httpx.Response:
+        """The answer, its body unread, of the first of the host's addresses that takes a connection; the ones tried are
+        put down in `tried`."""
         target = check_url(url, allow_private=self._allow_private)
         addresses = await resolve(
             target, allow_private=self._allow_private, pool=self._resolvers, getaddrinfo=self._getaddrinfo
@@ -112,12 +114,10 @@ class Sender:
         for n, address in enumerate(addresses, start=1):
             tried.append(address)
             try:
-                answer = await self._transport.handle_async_request(self._request(target, address, headers, body))
+                return await self._transport.handle_async_request(self._request(target, address, headers, body))
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 if n == len(addresses):
                     raise
-            else:
-                return await _outcome(answer)
         raise UnresolvedError("no address")  # there is one at least
 
     def _request(self, target: Target, address: str, headers: dict[str, str], body: bytes) -> httpx.Request:
@@ -163,6 +163,7 @@ async def _first_bytes(answer: httpx.Response) -> bytes:
                 said += piece
                 if len(said) >= _KEPT_BYTES:
                     break
-    with contextlib.suppress(httpx.HTTPError):
-        await answer.aclose()
+    with contextlib.suppress(TimeoutError, httpx.HTTPError):
+        async with asyncio.timeout(_READING_S):
+            await answer.aclose()
     return bytes(said[:_KEPT_BYTES])

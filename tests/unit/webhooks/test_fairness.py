@@ -9,15 +9,16 @@ from tieryard.webhooks.fairness import MOST_OF_STEADY, SLOTS, Slots, Waiting
 
 
 def steady(n: int) -> Waiting:
-    return Waiting(n, 0, steady=True)
+    return Waiting(n, n, 0, steady=True)
 
 
-def failing(n: int) -> Waiting:
-    return Waiting(n, 3, steady=False)
+def failing(n: int, tenant: int | None = None) -> Waiting:
+    """Of a tenant of its own, unless told otherwise."""
+    return Waiting(n, n if tenant is None else tenant, 3, steady=False)
 
 
-def new(n: int) -> Waiting:
-    return Waiting(n, 0, steady=False)
+def new(n: int, tenant: int | None = None) -> Waiting:
+    return Waiting(n, n if tenant is None else tenant, 0, steady=False)
 
 
 def fill(slots: Slots, *waiting: Waiting) -> dict[int, int]:
@@ -49,6 +50,14 @@ def test_however_many_fail_those_that_work_and_new_ones_have_room() -> None:
     assert slots.in_flight == SLOTS
 
 
+def test_one_tenants_many_names_leave_room_for_a_new_lane_of_another() -> None:
+    """Each callback address may name a server of its own, which answers nothing."""
+    slots = Slots()
+    assert sum(fill(slots, *(new(n, 1) for n in range(10_000)), new(10_001, 2)).values()) == 48 + 1
+    assert fill(slots, *(failing(n, 1) for n in range(10_000)), failing(10_002, 3)) == {10_002: 1}
+    assert fill(slots, *map(steady, range(20_000, 20_002))) == {20_000: MOST_OF_STEADY, 20_001: MOST_OF_STEADY}
+
+
 def test_who_waited_longest_comes_first() -> None:
     slots, seen = Slots(), []
     for _ in range(10):
@@ -74,7 +83,7 @@ def test_the_slots_are_never_overdrawn(moves: list[tuple[int, bool, int, bool]])
     for lane_id, is_steady, failures, give in moves:
         if give and held:
             slots.gave_back(held.pop(0))
-        shares = slots.share_out([Waiting(lane_id, 0 if is_steady else failures, is_steady)])
+        shares = slots.share_out([Waiting(lane_id, lane_id % 2, 0 if is_steady else failures, is_steady)])
         for lane, n in shares.items():
             for _ in range(n):
                 slots.took(lane)

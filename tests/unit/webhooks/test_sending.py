@@ -161,6 +161,13 @@ def test_a_body_that_never_ends_takes_nothing_from_the_status(monkeypatch: pytes
     assert (found.status, found.answer, found.error) == (200, "ok", None)
 
 
+def test_what_was_taken_in_time_is_delivered_however_slowly_its_body_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tieryard.webhooks.sending._READING_S", 0.6)
+    with scripted(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\nok") as url:
+        found = send(url, timeout_s=0.3)
+    assert (found.status, found.answer, found.error) == (200, "ok", None)
+
+
 def test_a_receiver_that_never_answers_is_left_in_time() -> None:
     with scripted(b"") as url:
         began = time.monotonic()
