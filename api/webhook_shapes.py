@@ -190,6 +190,7 @@ class RedeliveryCreate(BaseModel):
     state: Literal["failed", "delivered", "all"] = Field(
         default="failed", description="Of a time: those given up, those delivered, or both."
     )
+    after: Text | None = Field(default=None, description="Of a time: `next` of the answer before, for the rest of it.")
 
 
 class RedeliveryPublic(BaseModel):
@@ -197,4 +198,5 @@ class RedeliveryPublic(BaseModel):
 
     object: Literal["redelivery"] = "redelivery"
     redelivered: int
-    has_more: bool = Field(description="More remain of what was asked for: ask again.")
+    has_more: bool = Field(description="More remain of what was asked for: ask again, with `next` as `after`.")
+    next: str | None = None

@@ -42,7 +42,7 @@ from tieryard.webhooks.signing import new_secret
 PATH = "/v1/webhooks"
 router = APIRouter(tags=["webhooks"], responses=ERRORS)
 
-MAKE_NOTHING = ("/rotate", "/enable", "/disable", "/test", "/v1/redeliveries")
+MAKE_NOTHING = ("/enable", "/disable", "/test", "/v1/redeliveries")
 """Of the POSTs, what a repeated one does no harm by."""
 
 _ONLY_PUBLIC = (
@@ -80,11 +80,19 @@ def test_webhook(state: StateDep, holder: WebhooksDep, webhook_id: str) -> Deliv
 
 
 @router.post(f"{PATH}/{{webhook_id}}/rotate")
-def rotate_secret(response: Response, state: StateDep, holder: WebhooksDep, webhook_id: str) -> WebhookSecret:
-    """Gives it a new secret, which the answer has, this once. For 24 hours deliveries are signed with both."""
+def rotate_secret(
+    request: Request, response: Response, state: StateDep, holder: WebhooksDep, webhook_id: str
+) -> WebhookSecret:
+    """Gives it a new secret, which the answer has, this once. For 24 hours deliveries are signed with both: the secret
+    that it had, and this one. Another rotation within that time ends the older one at once; give an `Idempotency-Key`
+    where an answer may be lost and asked for again."""
     response.headers.update(_SECRET)
     found = _changeable(state, holder, webhook_id)
-    made = endpoints.rotate(state.store, found.id, new_secret(), tenant_id=holder.tenant_id)
+    mark = mark_of(request, holder.tenant_id, b"")
+    if idempotency.find(state.store, mark) is None:
+        with contextlib.suppress(AlreadyMadeError):
+            endpoints.rotate(state.store, found.id, new_secret(), tenant_id=holder.tenant_id, mark=mark)
+    made = _find(state, holder, webhook_id)
     return WebhookSecret.of(made, secret=made.secret)
 
 
@@ -180,11 +188,13 @@ def redeliver(state: StateDep, holder: WebhooksDep, wanted: RedeliveryCreate) ->
             raise RequestError("give one delivery, or a time; not both", param="delivery")
         number = internal(delivery_log.KIND, wanted.delivery)
         delivery_log.redeliver(state.store, number, tenant_id=holder.tenant_id)
-        n, more = 1, False
+        n, last = 1, None
     else:
-        n, more = delivery_log.redeliver_all(state.store, _of_time(state, holder, wanted))
+        after = cursor(delivery_log.KIND, wanted.after)
+        n, last = delivery_log.redeliver_all(state.store, _of_time(state, holder, wanted), after=after)
     _nudge(state)
-    return RedeliveryPublic(redelivered=n, has_more=more)
+    more = public(delivery_log.KIND, last) if last is not None else None
+    return RedeliveryPublic(redelivered=n, has_more=more is not None, next=more)
 
 
 def _create(state: State, holder: Holder, wanted: WebhookCreate, mark: Mark | None) -> WebhookSecret:

@@ -119,6 +119,12 @@ def _make_deliveries() -> None:
     op.create_index(
         "delivery_by_endpoint", "delivery", ["endpoint_id", "id"], postgresql_where=sa.text("endpoint_id IS NOT NULL")
     )
+    op.create_index(
+        "delivery_failed",
+        "delivery",
+        ["tenant_id", "id"],
+        postgresql_where=sa.text("settled_at IS NOT NULL AND delivered_at IS NULL"),
+    )
     op.create_table(
         "delivery_attempt",
         sa.Column("delivery_id", sa.BigInteger(), autoincrement=False, nullable=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -151,6 +152,16 @@ def test_a_tenant_has_so_many_and_no_more(client: TestClient, monkeypatch: pytes
     add(client)
 
 
+def test_so_many_and_no_more_when_they_are_made_at_once(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    monkeypatch.setattr(endpoints, "MOST", 3)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: client.post("/v1/webhooks", json={"url": HOOK}).status_code, range(12)))
+    assert sorted(found) == [201] * 3 + [409] * 9
+    assert make.count(store, "webhook_endpoint") == 3
+
+
 def test_a_repeated_request_makes_one(client: TestClient) -> None:
     once = {"headers": {"idempotency-key": "once"}, "json": {"url": HOOK}}
     first, again = (client.post("/v1/webhooks", **once).json() for _ in range(2))
@@ -233,6 +244,19 @@ def test_a_rotated_secret_has_one_before_it_for_a_day(client: TestClient, store:
     assert (kept.secret, kept.previous_secret) == (second["secret"], first["secret"])
     assert not any(secret in repr(kept) for secret in secrets), "a secret must not reach a log"
     assert "secret" not in client.get(f"/v1/webhooks/{made['id']}").json()
+
+
+def test_a_rotation_that_is_asked_for_again_ends_no_secret(client: TestClient, store: Store, tenant: int) -> None:
+    """An answer that was lost on its way must not cost the secret that the receiver has."""
+    made = add(client)
+    path, once = f"/v1/webhooks/{made['id']}/rotate", {"idempotency-key": "once"}
+    with ThreadPoolExecutor(4) as pool:
+        found = [answer.json() for answer in pool.map(lambda _: client.post(path, headers=once), range(4))]
+    assert [one["secret"] for one in found] == [found[0]["secret"]] * 4
+    assert found[0]["secret"] != made["secret"]
+    assert endpoints.find(store, number(made["id"]), tenant_id=tenant).previous_secret == made["secret"]
+    other = client.post(f"/v1/webhooks/{add(client)['id']}/rotate", headers=once)
+    assert error_of(other, 409)["param"] == "Idempotency-Key"
 
 
 def test_a_disabled_one_gives_up_what_it_is_owed_and_tells_the_others(
@@ -387,7 +411,7 @@ def test_one_is_due_again_with_its_history(client: TestClient, store: Store, owe
     [one] = owe(made, outcome=outcome, attempts=attempts, days_ago=9)
     before = client.get(f"/v1/deliveries/{one}").json()
     assert client.post("/v1/redeliveries", json={"delivery": one}).json() == {
-        "object": "redelivery", "redelivered": 1, "has_more": False,
+        "object": "redelivery", "redelivered": 1, "has_more": False, "next": None,
     }  # fmt: skip
     assert due(store, one) == [(True, False, 0, 3)]
     after = client.get(f"/v1/deliveries/{one}").json()
@@ -435,6 +459,22 @@ def test_many_are_due_again_in_parts(client: TestClient, owe: Owe, monkeypatch: 
     assert [(one["redelivered"], one["has_more"]) for one in found] == [(3, True), (2, False)]
 
 
+@pytest.mark.parametrize("state", ["all", "delivered"])
+def test_the_next_part_is_another_though_the_first_was_delivered_meanwhile(
+    client: TestClient, store: Store, owe: Owe, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(delivery_log, "MOST_AT_ONCE", 3)
+    ids = owe(add(client)["id"], n=5, outcome="delivered")
+    first = client.post("/v1/redeliveries", json={"since": "1h", "state": state}).json()
+    assert (first["redelivered"], first["has_more"], first["next"]) == (3, True, ids[2])
+    store.fetch("UPDATE delivery SET settled_at = now(), delivered_at = now() RETURNING 1")
+    asked = {"since": "1h", "state": state, "after": first["next"]}
+    assert client.post("/v1/redeliveries", json=asked).json() == {
+        "object": "redelivery", "redelivered": 2, "has_more": False, "next": None,
+    }  # fmt: skip
+    assert [settled for _, settled, *_ in due(store, *ids)] == [True] * 3 + [False] * 2
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -448,6 +488,7 @@ def test_many_are_due_again_in_parts(client: TestClient, owe: Owe, monkeypatch: 
         ({"since": "1h", "state": "pending"}, 400, "state"),
         ({"since": "1h", "event": "job.done"}, 400, "event"),
         ({"since": "1h", "events": []}, 400, "events"),
+        ({"since": "1h", "after": "7"}, 400, "after"),
     ],
 )
 def test_what_cannot_be_delivered_again(client: TestClient, body: dict[str, Any], status: int, param: str) -> None:

@@ -162,12 +162,16 @@ def redeliver(
         raise UserError("give a delivery's id, or --since")
     of_time = {"webhook": webhook, "event": event, "since": since, "until": until, "state": state}
     wanted = {"delivery": delivery} if delivery is not None else {k: v for k, v in of_time.items() if v is not None}
-    found = Client(url).post("/v1/redeliveries", json=wanted)
+    client = Client(url)
+    found = client.post("/v1/redeliveries", json=wanted)
+    n = found["redelivered"]
+    while found["has_more"]:
+        found = client.post("/v1/redeliveries", json={**wanted, "after": found["next"]})
+        n += found["redelivered"]
     if as_json:
-        print_json(found)
-        return
-    n, more = found["redelivered"], found["has_more"]
-    typer.echo(f"{n:,} {'delivery is' if n == 1 else 'deliveries are'} due again{'; more remain: say it again' * more}")
+        print_json({**found, "redelivered": n})
+    else:
+        typer.echo(f"{n:,} {'delivery is' if n == 1 else 'deliveries are'} due again")
 
 
 @cli.command("test")

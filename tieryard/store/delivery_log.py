@@ -154,21 +154,25 @@ def redeliver(store: Store, delivery_id: int, *, tenant_id: int) -> None:
     raise ConflictError(f"{public(KIND, delivery_id)} is being delivered; look again in a minute", param=KIND)
 
 
-def redeliver_all(store: Store, wanted: Wanted) -> tuple[int, bool]:
+def redeliver_all(store: Store, wanted: Wanted, *, after: int | None = None) -> tuple[int, int | None]:
     """Makes those due again that are settled as wanted, oldest first, and whose endpoint still is there and enabled:
-    how many, and whether more remain. Raises NotFoundError and ConflictError for an endpoint that is named."""
+    how many, and the last of them where more may remain, which is `after` of the next part. By their state alone they
+    cannot be told apart: what was due again may be settled again by then. Raises NotFoundError and ConflictError for an
+    endpoint that is named."""
+    later = "AND d.id > %(after)s" if after is not None else ""
     statement = f"""
         UPDATE delivery SET {_DUE_AGAIN} WHERE id IN (
             SELECT d.id FROM delivery d JOIN outbox o ON o.id = d.outbox_id
-            WHERE {_chosen(wanted)} AND d.settled_at IS NOT NULL AND {_REACHABLE}
+            WHERE {_chosen(wanted)} {later} AND d.settled_at IS NOT NULL AND {_REACHABLE}
             ORDER BY d.id LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
         ) RETURNING id
         """  # noqa: S608
     with store.transaction() as connection:
         if wanted.endpoint_id is not None:
             _check_reachable(connection, wanted.endpoint_id, wanted.tenant_id)
-        n = len(connection.execute(statement, {**_parameters(wanted), "limit": MOST_AT_ONCE}).fetchall())
-    return n, n == MOST_AT_ONCE
+        asked = {**_parameters(wanted), "after": after, "limit": MOST_AT_ONCE}
+        found = [row[0] for row in connection.execute(statement, asked)]
+    return len(found), max(found) if len(found) == MOST_AT_ONCE else None
 
 
 def send_test(store: Store, endpoint_id: int, *, tenant_id: int) -> int:

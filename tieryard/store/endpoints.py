@@ -72,11 +72,10 @@ _COLUMNS = (
     "disabled_why, secret, previous_secret, previous_secret_until"
 )
 
-# The tenant's row is what two that are made at once wait at, so that neither miscounts.
-_COUNT = """
-WITH owner AS MATERIALIZED (SELECT id FROM tenant WHERE id = %(tenant)s FOR NO KEY UPDATE)
-SELECT count(*) FROM webhook_endpoint e, owner WHERE e.tenant_id = owner.id AND e.deleted_at IS NULL
-"""
+# The tenant's row is what two that are made at once wait at. The count is a statement of its own, which sees what was
+# made meanwhile.
+_WAIT = "SELECT FROM tenant WHERE id = %(tenant)s FOR NO KEY UPDATE"
+_COUNT = "SELECT count(*) FROM webhook_endpoint WHERE tenant_id = %(tenant)s AND deleted_at IS NULL"
 
 _ADD = f"""
 WITH made AS (
@@ -174,6 +173,7 @@ def add(store: Store, new: NewEndpoint, *, mark: Mark | None = None) -> Endpoint
         "secret": new.secret,
     }
     with store.transaction() as connection:
+        connection.execute(_WAIT, wanted)
         count = connection.execute(_COUNT, wanted).fetchone()
         assert count is not None
         if count[0] >= MOST:
@@ -218,11 +218,14 @@ def change(store: Store, endpoint_id: int, *, tenant_id: int, **fields: Any) -> 
     return changed
 
 
-def rotate(store: Store, endpoint_id: int, secret: str, *, tenant_id: int) -> Endpoint:
-    """Gives it a new secret; the one before signs too for a day, the one before that no more. Raises NotFoundError."""
+def rotate(store: Store, endpoint_id: int, secret: str, *, tenant_id: int, mark: Mark | None = None) -> Endpoint:
+    """Gives it a new secret; the one before signs too for a day, the one before that no more. Raises NotFoundError,
+    AlreadyMadeError when `mark` has done so."""
     wanted = {"id": endpoint_id, "tenant": tenant_id, "secret": secret, "hours": OVERLAP_H}
     with store.transaction() as connection:
-        return _known(_one(connection, _ROTATE, wanted), endpoint_id)
+        found = _known(_one(connection, _ROTATE, wanted), endpoint_id)
+        idempotency.claim(connection, mark, endpoint_id)
+    return found
 
 
 def enable(store: Store, endpoint_id: int, *, tenant_id: int) -> Endpoint:

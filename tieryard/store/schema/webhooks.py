@@ -117,6 +117,12 @@ class Delivery(SQLModel, table=True):
         Index("delivery_by_tenant", "tenant_id", "id"),
         Index("delivery_by_time", "created_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
         Index("delivery_by_endpoint", "endpoint_id", "id", postgresql_where=text("endpoint_id IS NOT NULL")),
+        Index(
+            "delivery_failed",
+            "tenant_id",
+            "id",
+            postgresql_where=text("settled_at IS NOT NULL AND delivered_at IS NULL"),
+        ),
         {"postgresql_with": {"fillfactor": 70}},
     )
 
