@@ -48,7 +48,7 @@ async def deliver(due: Due, sender: Sender, desk: Desk) -> Tried:
             public_url=desk.public_url,
         )
         headers = signed_headers(public("msg", due.outbox_id), datetime.now(tz=UTC), body, secrets)
-        attempt = await sender.attempt(due.url, headers, body)
+        attempt = await sender.attempt(due.url, headers, body, steady=due.lane_steady)
     except Exception as fault:  # one address that trips us must not be tried every minute for ever
         attempt = Attempt(datetime.now(tz=UTC), 0.0, error=f"{type(fault).__name__} while delivering")
     return judge(due, attempt, retry_first_s=desk.retry_first_s)

@@ -30,6 +30,7 @@ class Due:
     lane_id: int
     endpoint_id: int | None
     lane_failures: int
+    lane_steady: bool
     attempt: int
     failures: int
     due_for_s: float
@@ -81,8 +82,8 @@ WITH room AS (
     WHERE delivery.id = ANY(ARRAY(SELECT id FROM due))
     RETURNING delivery.*
 )
-SELECT taken.id, taken.outbox_id, taken.lane_id, taken.endpoint_id, lane.failures, taken.attempts, taken.failures,
-       extract(epoch FROM now() - taken.first_due_at)::float8, coalesce(taken.url, e.url), outbox.event,
+SELECT taken.id, taken.outbox_id, taken.lane_id, taken.endpoint_id, lane.failures, lane.steady, taken.attempts,
+       taken.failures, extract(epoch FROM now() - taken.first_due_at)::float8, coalesce(taken.url, e.url), outbox.event,
        outbox.subject_id, outbox.created_at, outbox.data, e.secret,
        CASE WHEN e.previous_secret_until > now() THEN e.previous_secret END,
        CASE WHEN taken.url IS NOT NULL THEN NULL WHEN e.id IS NULL OR e.deleted_at IS NOT NULL THEN 'removed'

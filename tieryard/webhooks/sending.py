@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -29,7 +29,8 @@ from tieryard.webhooks.backoff import read_retry_after
 
 TIMEOUT_S = 15.0
 _CONNECT_S = 5.0
-_RESOLVERS = 128
+_RESOLVERS = 64
+_RESOLVERS_OF_OTHERS = 512
 _KEPT_BYTES = 1024
 _READING_S = 2.0
 """Of the answer's body, which nobody needs: its status is what counts."""
@@ -72,22 +73,26 @@ class Sender:
         self._allow_private = allow_private
         self._timeout_s = timeout_s
         self._getaddrinfo = getaddrinfo or socket.getaddrinfo
-        # A look-up that hangs keeps its thread, whatever became of the attempt.
-        self._resolvers = ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="resolve")
+        # A look-up that hangs keeps its thread for half a minute, whatever became of the attempt: names that nobody
+        # answers for take none from receivers that are known to be well.
+        self._resolvers = {
+            True: ThreadPoolExecutor(_RESOLVERS, thread_name_prefix="resolve"),
+            False: ThreadPoolExecutor(_RESOLVERS_OF_OTHERS, thread_name_prefix="resolve-others"),
+        }
         self._transport = httpx.AsyncHTTPTransport(
             verify=httpx.create_ssl_context(),
             trust_env=False,
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 
-    async def attempt(self, url: str, headers: dict[str, str], body: bytes) -> Attempt:
-        """Never raises but for a fault of ours."""
+    async def attempt(self, url: str, headers: dict[str, str], body: bytes, *, steady: bool = False) -> Attempt:
+        """`steady`: its receiver answered last, well and soon. Never raises but for a fault of ours."""
         at, began = datetime.now(tz=UTC), time.perf_counter()
         found: dict[str, Any]
         tried: list[str] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._post(url, headers, body, tried)
+                answer = await self._post(url, headers, body, tried, self._resolvers[steady])
             found = await _outcome(answer)  # has a time of its own: what was answered in time counts
         except TimeoutError:
             found = {"error": f"the receiver took longer than {self._timeout_s:g} s"}
@@ -102,15 +107,16 @@ class Sender:
 
     async def close(self) -> None:
         await self._transport.aclose()
-        self._resolvers.shutdown(wait=False, cancel_futures=True)
+        for pool in self._resolvers.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _post(self, url: str, headers: dict[str, str], body: bytes, tried: list[str]) -> httpx.Response:
+    async def _post(
+        self, url: str, headers: dict[str, str], body: bytes, tried: list[str], pool: Executor
+    ) -> httpx.Response:
         """The answer, its body unread, of the first of the host's addresses that takes a connection; the ones tried are
         put down in `tried`."""
         target = check_url(url, allow_private=self._allow_private)
-        addresses = await resolve(
-            target, allow_private=self._allow_private, pool=self._resolvers, getaddrinfo=self._getaddrinfo
-        )
+        addresses = await resolve(target, allow_private=self._allow_private, pool=pool, getaddrinfo=self._getaddrinfo)
         for n, address in enumerate(addresses, start=1):
             tried.append(address)
             try:

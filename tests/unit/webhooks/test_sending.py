@@ -197,6 +197,34 @@ def test_a_name_that_is_unknown_is_tried_again(url: str) -> None:
     assert "does not resolve" in str(found.error)
 
 
+def test_names_that_hang_keep_no_steady_receiver_from_being_found(
+    hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tieryard.webhooks.sending._RESOLVERS_OF_OTHERS", 2)
+    found, asked = threading.Event(), threading.Semaphore(0)
+
+    def getaddrinfo(host: str, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        if host == "hangs.example.com":
+            asked.release()
+            found.wait(10)
+        return [(2, 1, 6, "", ("127.0.0.1", 0))]
+
+    async def run() -> tuple[Attempt, Attempt]:
+        sender = Sender(allow_private=True, timeout_s=1.0, getaddrinfo=getaddrinfo)
+        hanging = [asyncio.create_task(sender.attempt("http://hangs.example.com/", {}, b"{}")) for _ in range(2)]
+        for _ in hanging:
+            await asyncio.to_thread(asked.acquire)
+        both = [await sender.attempt(hook.url, {}, b"{}", steady=steady) for steady in (True, False)]
+        found.set()
+        await asyncio.wait(hanging)
+        await sender.close()
+        return both[0], both[1]
+
+    known, unknown = asyncio.run(run())
+    assert known.delivered
+    assert str(unknown.error) == "the receiver took longer than 1 s", "as it shares the threads of those that hang"
+
+
 def test_a_refused_connection_is_a_failure() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
