@@ -91,8 +91,14 @@ def start_fleet(quick: None) -> Iterator[StartFleet]:
 
 @pytest.fixture(scope="session")
 def local_fleet() -> Iterator[Running]:
-    """What `tieryard up` starts: llama.cpp with real weights, and its own catalog. One for all tests: its processes'
-    start takes as long as most of them together."""
+    """One for all tests: its processes' start takes as long as most of them together."""
+    with running_locally() as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running_locally() -> Iterator[Running]:
+    """What `tieryard up` starts: llama.cpp with real weights, and its own catalog."""
     with open_directory() as home, contextlib.ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in ENVIRONMENT.items():

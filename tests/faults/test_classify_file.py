@@ -10,13 +10,14 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import KEY, Running
+from tests.acceptance.conftest import KEY, Running, running_locally
 from tests.conftest import eventually, open_directory
 from tieryard.cli.classify_state import place
 from tieryard.ids import internal
@@ -25,6 +26,12 @@ BANKING = Path(__file__).parents[3] / "shared" / "data" / "golden" / "banking77"
 TICKETS = Path(__file__).parents[1] / "data" / "tickets.csv"
 EACH = 8  # questions of each label
 MOST_LABELS = 5
+
+
+@pytest.fixture
+def local_fleet() -> Iterator[Running]:
+    with running_locally() as found:
+        yield found
 
 
 def questions() -> list[tuple[str, str]]:
