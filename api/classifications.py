@@ -58,9 +58,9 @@ _RESULTS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _body(name: str) -> dict[str, Any]:
+def _body(name: str, *, required: bool = True) -> dict[str, Any]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 _ROWS = {
@@ -139,7 +139,7 @@ def get_results(
     return Response(b"".join(line + b"\n" for line in lines), media_type=_NDJSON)
 
 
-@router.post("/{classification_id}/resume", openapi_extra=_body("ClassificationResume"))
+@router.post("/{classification_id}/resume", openapi_extra=_body("ClassificationResume", required=False))
 async def resume_classification(
     request: Request, state: StateDep, holder: BatchDep, classification_id: str
 ) -> ClassificationWhole:
@@ -205,7 +205,7 @@ def _complete(state: State, holder: Holder, named: str, body: bytes) -> Classifi
 
 
 def _resume(state: State, holder: Holder, named: str, body: bytes) -> ClassificationWhole:
-    wanted = _read(ClassificationResume, body)
+    wanted = _read(ClassificationResume, body or b"{}")
     classifications.resume(
         state.store,
         internal(KIND, named),

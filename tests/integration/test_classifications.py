@@ -180,7 +180,7 @@ def test_a_run_that_nobody_answers_stops_and_can_be_tried_again(
     assert "was answered with a label" in stopped["why"]
     assert stopped["counts"]["asked"] <= 60
     desk.answers = plainly
-    assert desk.client.post(f"{PATH}/{run}/resume", json={}).status_code == 200
+    assert desk.client.post(f"{PATH}/{run}/resume").status_code == 200
     done = desk.finish(run)
     assert (done["state"], done["counts"]["answered"]) == ("completed", 200 - done["counts"]["failed"])
     assert set(desk.asked.values()) == {1}
@@ -297,6 +297,37 @@ def test_a_run_with_nothing_under_way_is_cancelled_at_once(desk: Desk) -> None:
     cancelled = desk.client.post(f"{PATH}/{run}/cancel").json()
     assert (cancelled["state"], cancelled["ending"]) == ("cancelled", None)
     assert error_of(desk.send(run, numbered(4)[3:], first=4), 409)["param"] == "classification"
+
+
+def test_a_run_that_is_cancelled_while_its_questions_are_written_asks_none(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = desk.create(rows=numbered(3))
+    write = classification_asking.Asking._questions
+
+    def meanwhile(self: Any, *about: Any) -> Any:
+        desk.client.post(f"{PATH}/{run}/cancel")
+        return write(self, *about)
+
+    monkeypatch.setattr(classification_asking.Asking, "_questions", meanwhile)
+    desk.tick()
+    done = desk.get(run)
+    assert (done["state"], done["why"], done["counts"]["asked"]) == ("cancelled", "cancelled by its owner", 0)
+    assert make.count(desk.store, "batch") == 0
+
+
+def test_a_run_that_is_cancelled_while_it_waits_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = desk.create(gate=GATE)
+    desk.send(run, numbered(1))
+    ask = desk.worker._ask_sample
+
+    def meanwhile(*about: Any) -> Any:
+        desk.client.post(f"{PATH}/{run}/cancel")
+        return ask(*about)
+
+    monkeypatch.setattr(desk.worker, "_ask_sample", meanwhile)
+    desk.tick()
+    assert (desk.get(run)["state"], desk.get(run)["why"]) == ("cancelled", "cancelled by its owner")
 
 
 def test_a_completed_run_cannot_be_cancelled_nor_resumed(desk: Desk) -> None:

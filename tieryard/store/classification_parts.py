@@ -252,7 +252,7 @@ def put_part(store: Store, run: ClassificationRun, new: NewPart, batch: NewBatch
     batch_id = store.reserve_ids(n + 1)
     with store.transaction() as connection:
         now = hold(connection, run.id)
-        if now.ending is not None or (now.asked, now.answered) != (run.asked, run.answered):
+        if now.is_ending or (now.asked, now.answered) != (run.asked, run.answered):
             return None
         part = {"id": run.id, "stage": new.stage, "batch": batch_id, "nos": list(new.text_nos), "n": n}
         [[part_no]] = connection.execute(_PUT_PART, {**part, "worst": new.worst_usd, "followed": not first}).fetchall()

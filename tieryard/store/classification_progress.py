@@ -92,7 +92,8 @@ def decide(store: Store, run_id: int, *, gate: dict[str, Any] | None, calibratio
             "UPDATE classification SET gate = coalesce(gate, %(gate)s::jsonb), "
             "calibration = coalesce(calibration, %(found)s::jsonb), "
             "threshold = coalesce(threshold, (%(found)s::jsonb->>'threshold')::float8), "
-            "why = CASE WHEN ending IS NOT NULL THEN why END WHERE id = %(id)s",  # it waits no longer
+            "why = CASE WHEN ending IS NOT NULL OR finished_at IS NOT NULL THEN why END "  # it waits no longer
+            "WHERE id = %(id)s",
             {"id": run_id, "gate": _json(gate), "found": _json(calibration)},
         )
 
@@ -127,7 +128,8 @@ def say(store: Store, run_id: int, why: str) -> None:
     """Why it waits, shown until it goes on."""
     with store.transaction() as connection:
         connection.execute(
-            "UPDATE classification SET why = %s WHERE id = %s AND ending IS NULL AND why IS DISTINCT FROM %s",
+            "UPDATE classification SET why = %s WHERE id = %s AND ending IS NULL AND finished_at IS NULL "
+            "AND why IS DISTINCT FROM %s",
             [why, run_id, why],
         )
 

@@ -101,6 +101,11 @@ class ClassificationRun:
         return self.total is not None
 
     @property
+    def is_ending(self) -> bool:
+        """Whether nothing more is to be asked: it ends, or is over."""
+        return self.ending is not None or self.finished_at is not None
+
+    @property
     def gate_failed(self) -> bool:
         return self.gate is not None and self.gate["outcome"] != "passed"
 
@@ -121,6 +126,11 @@ _GET = f"""
 SELECT {_COLUMNS} FROM classification c LEFT JOIN tenant t ON t.id = c.tenant_id
 WHERE c.id = %(id)s AND (%(tenant)s::bigint IS NULL OR c.tenant_id = %(tenant)s)
 """  # noqa: S608  # columns of ours
+
+_HOLD = """
+SELECT FROM classification WHERE id = %(id)s AND (%(tenant)s::bigint IS NULL OR tenant_id = %(tenant)s)
+FOR NO KEY UPDATE
+"""
 
 _LIST = f"""
 SELECT {_COLUMNS} FROM classification c LEFT JOIN tenant t ON t.id = c.tenant_id
@@ -261,7 +271,7 @@ def resume(store: Store, run_id: int, *, tenant_id: int, cap: Decimal | None, ke
 
 def hold(connection: Connection, run_id: int, *, tenant_id: int | None = None) -> ClassificationRun:
     """The run, which nobody else changes until this transaction is over. Raises NotFoundError."""
-    connection.execute("SELECT FROM classification WHERE id = %s FOR NO KEY UPDATE", [run_id])
+    connection.execute(_HOLD, {"id": run_id, "tenant": tenant_id})
     return find(connection, run_id, tenant_id=tenant_id)  # as it is now that it is ours
 
 
