@@ -21,7 +21,7 @@ from tieryard.store.deliveries import Due, Tried
 from tieryard.store.lanes import LaneRow
 from tieryard.telemetry import Event
 from tieryard.webhooks.addresses import ForbiddenAddressError, read_url
-from tieryard.webhooks.backoff import DISABLED_AFTER_S, GIVEN_UP_AFTER_S
+from tieryard.webhooks.backoff import DISABLED_AFTER_S, GIVEN_UP_AFTER_S, TRIED_FOR_S
 from tieryard.webhooks.fairness import Slots, Waiting
 from tieryard.webhooks.sending import Sender
 from workers.delivering import Desk, deliver
@@ -159,8 +159,8 @@ class Callbacks:
             return
         gone = {one.due.endpoint_id for one in failed if one.status == 410}
         with self._yard.store.transaction() as connection:
-            asked = [one.due.endpoint_id for one in failed if one.due.endpoint_id is not None]
-            hopeless = deliveries.hopeless(connection, asked, after_s=DISABLED_AFTER_S)
+            long_tried = [one.due.endpoint_id for one in failed if one.due.due_for_s > TRIED_FOR_S]
+            hopeless = deliveries.hopeless(connection, long_tried, after_s=DISABLED_AFTER_S)
             for endpoint_id in sorted({*hopeless, *(n for n in gone if n is not None)}):
                 days = round(DISABLED_AFTER_S / 86_400)
                 why = "it answered 410 (gone)" if endpoint_id in gone else f"it failed for {days} days"

@@ -204,9 +204,9 @@ def record(connection: Connection, tried: Sequence[Tried]) -> None:
     connection.execute(_RECORD, {"tried": orjson.dumps([_row(one) for one in tried], default=str).decode()})
 
 
-def hopeless(connection: Connection, endpoint_ids: Iterable[int], *, after_s: float) -> list[int]:
+def hopeless(connection: Connection, endpoint_ids: Iterable[int | None], *, after_s: float) -> list[int]:
     """Those of these endpoints that have had no success for so long since they began to fail."""
-    wanted = {"ids": sorted(set(endpoint_ids)), "after": after_s}
+    wanted = {"ids": sorted({n for n in endpoint_ids if n is not None}), "after": after_s}
     return [row[0] for row in connection.execute(_HOPELESS, wanted)]
 
 

@@ -13,6 +13,8 @@ GIVEN_UP_AFTER_S = WITHIN_S + 3600.0
 """Then it is given up without another attempt, where its receiver fails: the turn of each may never come there."""
 DISABLED_AFTER_S = 5 * 86_400.0
 """An endpoint that has failed for so long, without one success, is disabled when it fails again."""
+TRIED_FOR_S = 12 * 3600.0
+"""And what it fails at was due so long before: where little happens, the last failure may be of another month."""
 
 _LONGEST_WAIT_S = 12 * 3600.0
 _LONGEST_RETRY_AFTER_S = 24 * 3600.0
