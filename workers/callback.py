@@ -32,6 +32,7 @@ _LEAST_PAUSE_S = 0.005
 _AGAIN_S = 1.0  # after a failure of ours
 _TELL_S = 5.0
 _FORGET_S = 30.0
+_FORGOTTEN_AT_ONCE = 2000
 _GIVE_UP_S = 300.0  # and so long after the start: a receiver that is well again by then is told
 _FANNED_AT_ONCE = 4  # parts of what happened, between two looks at what is due
 _NO_LANE = "invalid"  # what callback addresses that cannot be read are kept apart as
@@ -190,13 +191,18 @@ class Callbacks:
                 self._yard.log.warning(Event.BROKER_AWAY, error=str(error)[:200])
         if now > self._forget_at:
             self._forget_at = now + _FORGET_S
+            kept_days = self._yard.settings.deliveries_kept_days
             with self._yard.store.transaction() as connection:
-                outbox.forget(connection, kept_days=self._yard.settings.deliveries_kept_days)
+                n = outbox.forget(connection, kept_days=kept_days, most=_FORGOTTEN_AT_ONCE)
+            if n == _FORGOTTEN_AT_ONCE:  # no slower than events come, or they would be kept for ever longer
+                self._forget_at = now + 4 * (time.monotonic() - now)
         if now > self._give_up_at:
+            self._give_up_at = now + _GIVE_UP_S
             began = time.monotonic()
             with self._yard.store.transaction() as connection:
                 more = deliveries.give_up_late(connection, after_s=GIVEN_UP_AFTER_S)
-            self._give_up_at = 0.0 if more else now + max(_GIVE_UP_S, 50 * (time.monotonic() - began))
+            took_s = time.monotonic() - began  # it looks through all that is owed
+            self._give_up_at = now + (4 * took_s if more else max(_GIVE_UP_S, 50 * took_s))
 
     def _log(self, one: Tried) -> None:
         due = one.due

@@ -446,6 +446,14 @@ def test_old_events_are_forgotten_with_all_that_came_of_them(store: Store, tenan
         "UPDATE outbox SET created_at = now() - interval '40 days' WHERE id <> %(i)s RETURNING 1", {"i": two.outbox_id}
     )
     with store.transaction() as connection:
-        assert outbox.forget(connection, kept_days=30) == 1
+        assert outbox.forget(connection, kept_days=30, most=2000) == 1
     assert make.count(store, "outbox") == make.count(store, "delivery") == 2
     assert make.count(store, "delivery_attempt") == 1
+
+
+def test_as_many_as_come_are_forgotten(yard: Yard, tenant: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.callback._FORGOTTEN_AT_ONCE", 2)
+    happen(yard.store, tenant, 7)
+    yard.store.fetch("UPDATE outbox SET created_at = now() - interval '40 days', fanned_at = now() RETURNING 1")
+    with delivering(yard):
+        eventually(lambda: make.count(yard.store, "outbox") == 0, what="all that is old to be let go")

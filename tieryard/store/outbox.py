@@ -117,7 +117,7 @@ def fan_out(connection: Connection, origin_of: Callable[[str], str], *, most: in
     return (int(row[0]) if row else 0), len(rows) == most
 
 
-def forget(connection: Connection, *, kept_days: float, most: int = 2000) -> int:
+def forget(connection: Connection, *, kept_days: float, most: int) -> int:
     """Lets go of events, with their deliveries, that are older and settled: how many, of the `most` oldest."""
     return len(connection.execute(_FORGET, {"kept": kept_days, "most": most}).fetchall())
 
