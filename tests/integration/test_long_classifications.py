@@ -52,4 +52,19 @@ def test_a_run_that_statistics_know_nothing_of_is_read_by_its_keys(store: Store,
         assert len(connection.execute(classification_reads._RESULTS, page).fetchall()) == 20_000
 
 
+def test_known_texts_are_looked_up_one_by_one(store: Store, run: ClassificationRun) -> None:
+    """Whoever sends 10,000 rows must not read the texts of all runs there are."""
+    with store.transaction() as connection:
+        digests = [row[0] for row in connection.execute("SELECT digest FROM classification_text LIMIT 10000")]
+        known = {"digests": digests, "id": run.id}
+        assert len(connection.execute(classifications._KNOWN, known).fetchall()) == 10_000
+        for fresh in (False, True):
+            if fresh:
+                connection.execute("ANALYZE classification_text")
+            plan = "\n".join(row[0] for row in connection.execute(f"EXPLAIN {classifications._KNOWN}", known))
+            assert "classification_text_by_digest" in plan, plan
+            assert "Seq Scan" not in plan, plan
+            assert "classification_text_pkey" not in plan, plan
+
+
 _MOST_S = 10

@@ -149,10 +149,14 @@ WHERE id = ANY(ARRAY(SELECT batch_id FROM classification_part WHERE classificati
   AND finished_at IS NULL AND finalizing_at IS NULL AND cancelling_at IS NULL
 """
 
-# By the digests alone, whatever the statistics say of a new run: `+ 0` keeps the primary key out of it, by which all
-# texts of the run would be read for each request. No other run has these digests.
+# By the digests alone, one index look each, whatever the statistics say: OFFSET 0 keeps all runs' texts from being read
+# for them, and `+ 0` the primary key out of it, by which all of this run's would be. No other run has these digests.
 _KNOWN = """
-SELECT digest, text_no FROM classification_text WHERE digest = ANY(%s) AND classification_id + 0 = %s
+SELECT known.digest, known.text_no FROM unnest(%(digests)s::bytea[]) AS of (digest)
+CROSS JOIN LATERAL (
+    SELECT digest, text_no FROM classification_text t
+    WHERE t.digest = of.digest AND t.classification_id + 0 = %(id)s OFFSET 0
+) known
 """
 
 _CANCEL = """
@@ -278,7 +282,7 @@ def hold(connection: Connection, run_id: int, *, tenant_id: int | None = None) -
 def _add(connection: Connection, run_id: int, received: int, texts: int, rows: Sequence[Row]) -> int:
     """Appends rows, whose run is held: how many there are then."""
     digests = [_digest(run_id, row.text) for row in rows]
-    known = connection.execute(_KNOWN, [list(set(digests)), run_id])
+    known = connection.execute(_KNOWN, {"digests": list(set(digests)), "id": run_id})
     numbers = {bytes(digest): int(number) for digest, number in known}
     with connection.cursor().copy(
         "COPY classification_text (classification_id, text_no, first_row, digest, body, truth) FROM STDIN"
