@@ -94,11 +94,13 @@ def _place(read: Read, written: bytes, content: Any) -> list[_Placed]:
     """The value's tokens in their places. There may be others around it that the text does not have, and llama.cpp
     leaves out those whose text it holds back: parts of a character, and a backslash. Raises ValueError where they are
     of another answer."""
-    placed, at = [], 0
-    for item in content:
-        token = _token(item)
-        start = written.find(token.written, at)
-        if start < 0:
+    tokens = [_token(item) for item in content]
+    before = b"".join(token.written for token in tokens).find(written)
+    placed, at = [], -max(before, 0)
+    for token, item in zip(tokens, content, strict=True):
+        # Where all of the text is in the tokens, they follow each other; else each is looked for.
+        start = at if before >= 0 else written.find(token.written, at)
+        if start < 0 and before < 0:
             if read.begins <= at < read.ends:
                 raise ValueError("a token is not in the answer")
             continue
@@ -117,8 +119,8 @@ def _place(read: Read, written: bytes, content: Any) -> list[_Placed]:
 def _share(reader: Reader, read: Read, written: bytes, placed: _Placed) -> float:
     """agreeing / (agreeing + disagreeing) for one token; NaN where all are impossible."""
     assert placed.token is not None
-    lead = written[placed.start : read.begins]  # of a token that begins before the value
-    before = written[read.begins : placed.start]
+    lead = placed.token.written[: max(0, read.begins - placed.start)]  # of a token that begins before the value
+    before = written[read.begins : max(placed.start, read.begins)]
     agreeing, disagreeing = [placed.token.logprob], [-math.inf]
     for other in placed.others:
         if other.written.startswith(lead) and (state := reader.state(before + other.written[len(lead) :])) is not None:

@@ -168,6 +168,14 @@ def test_tokens_around_the_text():
     assert found.confidence == pytest.approx(0.8)
 
 
+def test_a_blank_before_the_text_that_stands_in_it_too():
+    """llama.cpp takes the blanks around an answer away, and leaves their tokens."""
+    laid_out = [item(token, 0.1) for token in ("\n", "{", "\n", '"label"', ":", "\n")]
+    content = [*laid_out, item('"bug', 0.8, **{'"bill': 0.2}), item('"', 1.0), item("\n}\n", 0.1)]
+    found = answers.read(spec_of("bug", "billing"), response('{\n"label":\n"bug"\n}', content))
+    assert found.confidence == pytest.approx(0.8)
+
+
 def test_several_labels_are_as_sure_as_the_whole_list():
     head = (item('{"labels": [', 1.0, x=1e-9),)
     found = answered(
