@@ -87,10 +87,11 @@ class Classifying:
         version, until = self._idle.get(run.id, ("", 0.0))
         if not run.busy and run.version == version and time.monotonic() < until:
             return False
-        moved = self._step(run.id)
-        if not moved:
-            self._idle[run.id] = run.version, time.monotonic() + _IDLE_S
-        return moved
+        if self._step(run.id):
+            self._idle.pop(run.id, None)
+            return True
+        self._idle[run.id] = run.version, time.monotonic() + _IDLE_S
+        return False
 
     def _step(self, run_id: int) -> bool:
         try:
