@@ -33,7 +33,7 @@ def upgrade() -> None:
     op.drop_index("outbox_due", "outbox")
     for name in _OF_DELIVERY:
         op.drop_column("outbox", name)
-    op.create_index("outbox_unfanned", "outbox", ["id"], postgresql_where=sa.text("fanned_at IS NULL"))
+    op.create_index("outbox_unfanned", "outbox", ["tenant_id", "id"], postgresql_where=sa.text("fanned_at IS NULL"))
 
 
 def _make_endpoints() -> None:

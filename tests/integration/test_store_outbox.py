@@ -55,6 +55,19 @@ def test_an_event_that_is_held_is_passed_over(store: Store, tenant: int) -> None
     assert rows(store, "outbox_id") == [(ids[1],)]
 
 
+def test_nobodys_event_waits_for_a_million_of_anothers(store: Store, tenant: int) -> None:
+    happen(store, tenant, 50, url=URL)
+    [late] = happen(store, tenant + 1, url=URL)
+
+    def part() -> tuple[int, bool]:
+        with store.transaction() as connection:
+            return outbox.fan_out(connection, lambda _: "x", most=10)
+
+    assert part() == (6, True)
+    assert late in [row[0] for row in rows(store, "outbox_id")]
+    assert [part() for _ in range(6)] == [(10, True)] * 4 + [(5, False), (0, False)]
+
+
 def test_a_fan_out_that_breaks_off_has_done_nothing(store: Store, tenant: int) -> None:
     endpoint(store, tenant)
     happen(store, tenant, 3, url=URL)

@@ -14,15 +14,32 @@ from tieryard.store.telling import hears
 
 _MOST = 500
 
-# By `outbox_unfanned`. A job's address stands in its line, and is read here in Python: Postgres refuses JSON that
-# callers may send (NUL).
+# A loose scan of `outbox_unfanned`, and of each tenant's the oldest: nobody waits for another's million. How many there
+# are the planner cannot know, and would read whole tables: each job is looked up by itself (LIMIT 1). Its address is in
+# its line, and is read here in Python: Postgres refuses JSON that callers may send (NUL).
 _UNFANNED = """
-SELECT outbox.id, outbox.tenant_id, outbox.url, line.body
-FROM outbox
-LEFT JOIN job ON outbox.url IS NULL AND outbox.event LIKE 'job.%%' AND job.id = outbox.subject_id AND job.wants_callback
-LEFT JOIN line USING (source_id, line_no)
-WHERE outbox.fanned_at IS NULL
-ORDER BY outbox.id LIMIT %(most)s FOR UPDATE OF outbox SKIP LOCKED
+WITH RECURSIVE owner AS (
+    (SELECT tenant_id FROM outbox WHERE fanned_at IS NULL ORDER BY tenant_id LIMIT 1)
+    UNION ALL
+    SELECT next.tenant_id FROM owner CROSS JOIN LATERAL (
+        SELECT tenant_id FROM outbox WHERE fanned_at IS NULL AND tenant_id > owner.tenant_id
+        ORDER BY tenant_id LIMIT 1) AS next
+), share AS (
+    SELECT tenant_id, greatest(%(most)s / count(*) OVER (), 1) AS n FROM owner
+), happened AS MATERIALIZED (
+    SELECT oldest.*, share.n FROM share CROSS JOIN LATERAL (
+        SELECT id, tenant_id, event, subject_id, url FROM outbox
+        WHERE outbox.tenant_id = share.tenant_id AND fanned_at IS NULL
+        ORDER BY id LIMIT share.n FOR UPDATE SKIP LOCKED) AS oldest
+)
+SELECT happened.id, happened.tenant_id, happened.url, own.body,
+       count(*) OVER (PARTITION BY happened.tenant_id) >= happened.n
+FROM happened LEFT JOIN LATERAL (
+    SELECT line.body FROM job JOIN line USING (source_id, line_no)
+    WHERE happened.url IS NULL AND happened.event LIKE 'job.%%' AND job.id = happened.subject_id AND job.wants_callback
+    LIMIT 1
+) AS own ON true
+ORDER BY happened.id
 """
 
 # In a statement of its own, so that the next one sees also those that another process has just made.
@@ -94,13 +111,14 @@ class _Own:
 
 
 def fan_out(connection: Connection, origin_of: Callable[[str], str], *, most: int = _MOST) -> tuple[int, bool]:
-    """Makes deliveries of the oldest events that have none: (how many deliveries, whether there may be more events)."""
+    """Makes deliveries of each tenant's oldest events that have none, some `most` in all: (how many deliveries, whether
+    there may be more events)."""
     rows = connection.execute(_UNFANNED, {"most": most}).fetchall()
     if not rows:
         return 0, False
     own = [
         _Own(number, tenant_id, origin_of(address), address)
-        for number, tenant_id, url, body in rows
+        for number, tenant_id, url, body, _ in rows
         if (address := url if url is not None else _address(body)) is not None
     ]
     wanted: dict[str, Any] = {
@@ -114,7 +132,7 @@ def fan_out(connection: Connection, origin_of: Callable[[str], str], *, most: in
     if own:
         connection.execute(_LANES, wanted)
     row = connection.execute(_FAN_OUT, wanted).fetchone()
-    return (int(row[0]) if row else 0), len(rows) == most
+    return (int(row[0]) if row else 0), any(row[-1] for row in rows)
 
 
 def forget(connection: Connection, *, kept_days: float, most: int) -> int:

@@ -25,7 +25,7 @@ class Outbox(SQLModel, table=True):
 
     __tablename__: ClassVar[str] = "outbox"
     __table_args__ = (
-        Index("outbox_unfanned", "id", postgresql_where=text("fanned_at IS NULL")),
+        Index("outbox_unfanned", "tenant_id", "id", postgresql_where=text("fanned_at IS NULL")),
         {"postgresql_with": {"fillfactor": 70}},
     )
 
