@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -57,6 +58,22 @@ def test_two_that_migrate_at_once_both_come_to_an_end(empty_url: str) -> None:
     store = Store(empty_url)
     assert is_current(store)
     store.close()
+
+
+def test_who_waits_for_another_migration_is_in_no_transaction(store: Store, database_url: str) -> None:
+    """An index made concurrently that met one of its tries would wait for the transaction's end, and this for that."""
+    trying = (
+        "SELECT state FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction' "
+        "AND query LIKE 'SELECT pg_try_advisory_lock%'"
+    )
+    with psycopg.connect(database_url, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("SELECT pg_advisory_lock(hashtext('tieryard.migrate'))")
+        waiting = pool.submit(migrate, database_url)
+        time.sleep(1.0)  # of which it tries several times
+        found, done = other.execute(trying).fetchall(), waiting.done()
+        other.execute("SELECT pg_advisory_unlock(hashtext('tieryard.migrate'))")
+        waiting.result(60)
+    assert (found, done) == ([], False)
 
 
 def is_valid(store: Store) -> list[tuple[bool]]:

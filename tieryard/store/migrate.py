@@ -14,7 +14,8 @@ from tieryard.errors import StoreError
 from tieryard.store.connection import Store
 
 # Two fleets' `migrate` at once would race to create the same tables. Tried, and tried again: an index that is made
-# concurrently waits for every statement under way, so also for one that would wait here for the lock, without end.
+# concurrently waits for every statement under way, so also for one that would wait here for the lock, without end; and
+# for the end of its transaction, so each try is one of its own.
 _LOCK = "SELECT pg_try_advisory_lock(hashtext('tieryard.migrate'))"
 _TRY_EVERY_S = 0.2
 
@@ -35,7 +36,9 @@ def migrate(database_url: str) -> None:
     try:
         with store.transaction() as connection:
             while connection.execute(_LOCK).fetchone() != (True,):
+                connection.rollback()
                 time.sleep(_TRY_EVERY_S)
+            connection.commit()  # the lock is the session's
             try:
                 command.upgrade(_config(database_url), "head")
             finally:
