@@ -241,7 +241,7 @@ ROUTES = {
     "POST /v1/redeliveries": Attack(
         Scope.WEBHOOKS,
         body=_json(since="30d", state="all"),
-        fields={"webhook": {404}, "delivery": {404}},
+        fields={"webhook": {404}, "delivery": {404}, **_PAGE},
         others={"delivery": _json()},
     ),
     "GET /v1/models": Attack(ANY),
