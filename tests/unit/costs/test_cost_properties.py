@@ -7,7 +7,7 @@ from decimal import Decimal
 from itertools import combinations
 from typing import Any
 
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tieryard.catalog import Price
@@ -15,9 +15,6 @@ from tieryard.costs.planning import Needed, Throughput, Workload, breakeven, sav
 from tieryard.costs.price_book import parse_price_book
 from tieryard.costs.windows import charge_usd, rent_usd
 from tieryard.errors import CatalogError
-
-untimed = settings(deadline=None)
-"""On a busy machine an example takes as long as it takes."""
 
 FIRST = date(2026, 1, 1)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -69,7 +66,6 @@ def refusal(text: str) -> str:
     return ""
 
 
-@untimed
 @given(st.lists(spells, max_size=6))
 def test_rows_of_one_thing_are_refused_where_two_hold_on_a_day_and_only_there(
     rows: list[tuple[int, int | None]],
@@ -79,7 +75,6 @@ def test_rows_of_one_thing_are_refused_where_two_hold_on_a_day_and_only_there(
     assert not why or "valid_from: overlaps hosted." in why
 
 
-@untimed
 @given(st.lists(st.tuples(spells, st.sampled_from(("big", "small", "wide"))), max_size=8), days)
 def test_a_day_has_one_price_of_a_thing_or_none(rows: list[tuple[tuple[int, int | None], str]], ahead: int) -> None:
     text = book_of([row(start, more, name) for (start, more), name in rows])
@@ -93,7 +88,6 @@ def test_a_day_has_one_price_of_a_thing_or_none(rows: list[tuple[tuple[int, int 
     assert all(book.find_hosted(name, day).holds_on(day) for name in found)
 
 
-@untimed
 @given(usd, usd, usd)
 def test_prices_are_read_to_the_last_digit(into: Decimal, out: Decimal, cached: Decimal) -> None:
     cached, into = sorted((cached, into))
@@ -102,7 +96,6 @@ def test_prices_are_read_to_the_last_digit(into: Decimal, out: Decimal, cached: 
     assert (found.input_usd_per_1m, found.output_usd_per_1m, found.cached_input_usd_per_1m) == (into, out, cached)
 
 
-@untimed
 @given(
     st.sampled_from(("input_usd_per_1m", "output_usd_per_1m", "cached_input_usd_per_1m")),
     st.decimals(max_value="-0.000001", min_value=-1000, places=6)
@@ -115,7 +108,6 @@ def test_what_is_no_price_is_refused_with_its_field(field: str, value: object) -
 # --- windows ------------------------------------------------------------------------------------------
 
 
-@untimed
 @given(usd, usd, st.timedeltas(timedelta(), timedelta(days=3)), st.timedeltas(timedelta(), timedelta(days=3)))
 def test_rent_never_shrinks_with_time_nor_with_price(
     less: Decimal, more: Decimal, spell: timedelta, longer: timedelta
@@ -126,7 +118,6 @@ def test_rent_never_shrinks_with_time_nor_with_price(
     assert rent_usd(more, NOON, NOON + spell + longer) - whole > -Decimal("1E-12") * 2
 
 
-@untimed
 @given(prices, tokens, tokens, tokens, tokens)
 def test_charges_are_exact_and_add_up(price: Price, prompt: int, cached: int, one: int, other: int) -> None:
     def charge(completion: int, prompt: int = prompt) -> Decimal:
@@ -140,7 +131,6 @@ def test_charges_are_exact_and_add_up(price: Price, prompt: int, cached: int, on
 # --- planning -----------------------------------------------------------------------------------------
 
 
-@untimed
 @given(prices, some_tokens, tokens, st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_month_of_two_workloads_is_their_months(price: Price, into: int, out: int, one: int, other: int) -> None:
     def month(queries: int) -> Decimal:
@@ -149,7 +139,6 @@ def test_a_month_of_two_workloads_is_their_months(price: Price, into: int, out: 
     assert month(one) + month(other) == month(one + other)
 
 
-@untimed
 @given(st.integers(0, 10**7), some_tokens, tokens, st.decimals(1, 50, places=2), st.decimals(1, 50, places=2))
 def test_a_higher_peak_never_needs_less(queries: int, into: int, out: int, low: Decimal, high: Decimal) -> None:
     low, high = sorted((low, high))
@@ -160,7 +149,6 @@ def test_a_higher_peak_never_needs_less(queries: int, into: int, out: int, low: 
     assert less.input_tokens >= queries * into * low / 1440 > less.input_tokens - 1
 
 
-@untimed
 @given(some_usd, some_tokens, some_tokens, some_usd, some_usd, throughputs)
 def test_break_even_is_within_capacity_where_renting_is_cheaper_there(
     rent: Decimal, into: int, out: int, input_usd: Decimal, output_usd: Decimal, load: Throughput
@@ -174,7 +162,6 @@ def test_break_even_is_within_capacity_where_renting_is_cheaper_there(
     assert found.is_reached == (found.rented_usd_per_1m < found.api_usd_per_1m)
 
 
-@untimed
 @given(some_usd, some_tokens, some_tokens, some_usd, some_usd, st.integers(2, 50))
 def test_twice_the_rent_needs_twice_the_tokens(
     rent: Decimal, into: int, out: int, input_usd: Decimal, output_usd: Decimal, times: int
@@ -190,7 +177,6 @@ def test_twice_the_rent_needs_twice_the_tokens(
     assert abs(tokens_a_day(rent * times, times) / once - 1) < Decimal("1E-20")
 
 
-@untimed
 @given(some_usd, usd)
 def test_what_is_saved_is_a_share_of_what_was_paid(before: Decimal, after: Decimal) -> None:
     share = saved_share(before, after)

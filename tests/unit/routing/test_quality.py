@@ -73,7 +73,7 @@ AWKWARD = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=AWKWARD, category=st.none() | st.text(max_size=10))
 def test_any_text_has_bounded_and_repeatable_predictions(text: str, category: str | None) -> None:
     model = QualityModel((part(),), "", {})
