@@ -18,7 +18,7 @@ from tests import factories as make
 from tests.integration.conftest import OpenYard
 from tests.integration.measuring import Measuring, write_catalog
 from tests.integration.test_api import serving
-from tests.integration.test_leaks import B_MEASURES, KINDS, ROUTES, SECRET
+from tests.integration.test_leaks import B_MEASURES, KINDS, NEVER, ROUTES, SECRET
 from tests.integration.trials import quality_run
 from tieryard.bench import load
 from tieryard.ids import public
@@ -171,8 +171,9 @@ def test_what_the_judge_is_asked_about_it_is_nobodys_to_read(measured: Measured)
             if attack.kind in KINDS:
                 method, _, path = route.partition(" ")
                 sent = re.sub(r"{\w+}", public(attack.kind, number), path)
-                body = {"json": {"score": 1}} if path.endswith("/outcome") else {}
-                assert measured.client.request(method, sent, **body).status_code == 404, (route, number)
+                body = attack.body(public("file", NEVER)) if attack.body is not None else {}
+                answer = measured.client.request(method, sent, params=attack.params, **body)
+                assert answer.status_code == 404, (route, number)
     for path in ("/v1/jobs", "/v1/batches", "/v1/files"):
         assert measured.client.get(path).json()["data"] == [], path
 
