@@ -144,6 +144,20 @@ def test_names_that_stand_for_forbidden_addresses(strict: Yard, tenant: int, wat
     assert (watch.seen, trap.came) == ([], 0)
 
 
+# In the order in which all lock them.
+_AFRESH = """
+WITH soon AS MATERIALIZED (
+    SELECT id FROM delivery WHERE next_at < now() + interval '15 s' ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE delivery SET failures = 0, next_at = least(next_at, now() + interval '5 ms') FROM soon
+WHERE delivery.id = soon.id RETURNING 1
+"""
+_RESTED = """
+WITH every AS MATERIALIZED (SELECT id FROM delivery_lane ORDER BY id FOR NO KEY UPDATE)
+UPDATE delivery_lane SET failures = 0, resting_until = NULL FROM every WHERE delivery_lane.id = every.id RETURNING 1
+"""
+
+
 @pytest.mark.parametrize("private_first", [True, False])
 def test_a_name_that_alternates_a_thousand_times(
     strict: Yard, tenant: int, watch: Watch, trap: Trap, private_first: bool
@@ -163,9 +177,8 @@ def test_a_name_that_alternates_a_thousand_times(
     with delivering(strict, sender=Sender(timeout_s=2.0, getaddrinfo=names(alternating))):
 
         def enough() -> bool:
-            afresh = "UPDATE delivery SET failures = 0, next_at = least(next_at, now() + interval '5 ms') "
-            strict.store.fetch(afresh + "WHERE next_at < now() + interval '15 s' RETURNING 1")
-            strict.store.fetch("UPDATE delivery_lane SET failures = 0, resting_until = NULL RETURNING 1")
+            strict.store.fetch(_AFRESH)
+            strict.store.fetch(_RESTED)
             return len(asked) >= _TURNS
 
         eventually(enough, within_s=60, what=f"{_TURNS} answers")
